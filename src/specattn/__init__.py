@@ -1,0 +1,67 @@
+"""specattn: long-context decoding that reads a tenth of the KV cache.
+
+Public names are imported on first use, so that ``import specattn`` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specattn.dropin import sparse_attention
+    from specattn.engine import Engine
+    from specattn.errors import CacheFullError, SpecAttnError, UsageError
+    from specattn.generation import GenerationResult, generate
+    from specattn.mapping.artifact import Mapping
+    from specattn.mapping.calibrate import calibrate
+    from specattn.pairs import Pair, load_pair, make_pair
+    from specattn.sampling import SamplingParams
+    from specattn.selection.base import Method, Selection
+    from specattn.selection.registry import get_method
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheFullError",
+    "Engine",
+    "GenerationResult",
+    "Mapping",
+    "Method",
+    "Pair",
+    "SamplingParams",
+    "Selection",
+    "SpecAttnError",
+    "UsageError",
+    "calibrate",
+    "generate",
+    "get_method",
+    "load_pair",
+    "make_pair",
+    "sparse_attention",
+]
+
+_MODULES = {
+    "dropin": ("sparse_attention",),
+    "engine": ("Engine",),
+    "errors": ("CacheFullError", "SpecAttnError", "UsageError"),
+    "generation": ("GenerationResult", "generate"),
+    "mapping.artifact": ("Mapping",),
+    "mapping.calibrate": ("calibrate",),
+    "pairs": ("Pair", "load_pair", "make_pair"),
+    "sampling": ("SamplingParams",),
+    "selection.base": ("Method", "Selection"),
+    "selection.registry": ("get_method",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker takes the imports above, and so still sees a misspelled name
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,55 @@
+"""How many bytes of KV-side state attention has read, request by request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specattn.geometry import KVGeometry
+from specattn.selection.base import Selection
+
+
+class ReadMeter:
+    """Counts, on the device, what a model's attention reads and what dense attention would have read.
+
+    A list that the rows of a round share counts once. A sliding-window layer counts its window in both figures.
+
+    Attributes:
+        read, full: float64 ``[slots]``, bytes since :meth:`reset` of the slot.
+    """
+
+    def __init__(self, geometry: KVGeometry, slots: int, device: torch.device | str) -> None:
+        self.geometry = geometry
+        self.read = torch.zeros(slots, dtype=torch.float64, device=device)
+        self.full = torch.zeros(slots, dtype=torch.float64, device=device)
+
+    def reset(self, slot: int) -> None:
+        """Start a new request in ``slot``."""
+        self.read[slot] = 0
+        self.full[slot] = 0
+
+    def add_dense(self, slots: Tensor, positions: Tensor, window: int | None) -> None:
+        """A layer that read all that its rows at ``positions`` ``[batch, rows]`` can see."""
+        everything = self._layer_bytes(positions, window)
+        self.read.index_add_(0, slots, everything)
+        self.full.index_add_(0, slots, everything)
+
+    def add_selection(self, slots: Tensor, positions: Tensor, selection: Selection, extra: float = 0.0) -> None:
+        """A layer that read ``selection``, and ``extra`` bytes a request of metadata."""
+        read = selection.counts.sum(-1, dtype=torch.float64) * self.geometry.row_bytes + extra
+        self.read.index_add_(0, slots, read)
+        self.full.index_add_(0, slots, self._layer_bytes(positions, None))
+
+    def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
+        visible = positions[:, -1].double() + 1
+        if window is not None:
+            visible = visible.clamp(max=window + positions.shape[1] - 1)
+        return visible * (self.geometry.kv_heads * self.geometry.row_bytes)
+
+
+def read_fractions(target: ReadMeter, draft: ReadMeter | None, slot: int) -> tuple[float, float]:
+    """``kv_read_fraction`` and ``draft_read_fraction`` of the request in ``slot``: both over the target's full read."""
+    full = float(target.full[slot])
+    if full == 0:
+        return 0.0, 0.0
+    return float(target.read[slot]) / full, (float(draft.read[slot]) / full if draft else 0.0)

@@ -1,0 +1,201 @@
+"""The seam between a Hugging Face model and cache, selection and kernels.
+
+transformers hands every attention call of a model to one function. Ours writes the new keys and values into the paged
+cache and lets the step's *attend* strategy answer: dense, dense with exported scores, or sparse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from specattn.accounting import ReadMeter
+from specattn.cache import PagedKVCache, Segment
+from specattn.draft_attention import DraftAttention
+from specattn.kernels.dense_attention import attention_probabilities, dense_attention, weighted_values
+from specattn.kernels.sparse_attention import sparse_attention, trim
+from specattn.selection.base import LayerState, Method, RoundState, Selection
+
+IMPLEMENTATION = "specattn"
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One attention call: a layer's queries with what they are scaled by and may see."""
+
+    layer: int
+    query: Tensor  # [batch, rows, query_heads, head_dim]
+    scaling: float
+    window: int | None
+
+
+class Attend(Protocol):
+    """How a step answers an attention call, after its keys and values were cached."""
+
+    def __call__(self, step: Step, call: LayerCall) -> Tensor:
+        """Attention output ``[batch, rows, query_heads, head_dim]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass of one model: who is in the batch, where their rows stand, how attention is answered.
+
+    Attributes:
+        slots: int64 ``[batch]``, cache slots.
+        starts: position of each request's first row, as the host knows them.
+        positions: int64 ``[batch, rows]``, on the device.
+        pool_rows: int64 ``[batch, rows]``, the cache rows that the new tokens take.
+        meter: where the bytes read are counted; ``None`` for passes that do not count.
+    """
+
+    cache: PagedKVCache
+    slots: Tensor
+    host_slots: list[int]
+    starts: list[int]
+    positions: Tensor
+    pool_rows: Tensor
+    attend: Attend
+    meter: ReadMeter | None = None
+
+    def segments(self, layer: int, request: int, window: int | None) -> tuple[list[Segment], int]:
+        """What ``request`` can see in ``layer``, and the position of its first token."""
+        start = self.starts[request]
+        first = 0 if window is None else max(0, start - window + 1)
+        stop = start + self.positions.shape[1]
+        return self.cache.segments(layer, self.host_slots[request], first, stop), first
+
+
+_current: ContextVar[Step] = ContextVar("specattn_step")
+
+
+@contextmanager
+def running(step: Step) -> Iterator[None]:
+    """Make ``step`` the one that the attention calls of a forward pass belong to."""
+    token = _current.set(step)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def attached(*models: nn.Module | None) -> Iterator[None]:
+    """Route the attention of ``models`` through specattn, and put everything back on the way out."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    before: list[tuple[Any, str]] = []
+    try:
+        for model in models:
+            if model is not None:
+                before.append((model, model.config._attn_implementation))  # type: ignore[union-attr]
+                model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
+        yield
+    finally:
+        for model, implementation in reversed(before):
+            model.set_attn_implementation(implementation)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls: ``query`` ``[batch, heads, rows, head_dim]``, new ``key`` and ``value``."""
+    step = _current.get()
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    step.cache.append(layer, step.slots, step.positions, step.pool_rows, key, value)
+    call = LayerCall(layer, query.transpose(1, 2), scaling or query.shape[-1] ** -0.5, sliding_window)
+    return step.attend(step, call), None
+
+
+class DenseAttend:
+    """Everything visible is read."""
+
+    def __call__(self, step: Step, call: LayerCall) -> Tensor:
+        if step.meter is not None:
+            step.meter.add_dense(step.slots, step.positions, call.window)
+        outs = [self.attend_request(step, call, request) for request in range(len(step.starts))]
+        return torch.stack(outs)
+
+    def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
+        """``[rows, query_heads, head_dim]`` for one request of the batch."""
+        segments, first = step.segments(call.layer, request, call.window)
+        query = call.query[request]
+        return dense_attention(query, segments, step.starts[request], first, call.scaling, call.window)
+
+
+class ExportAttend(DenseAttend):
+    """Dense, and the last ``rows`` rows of each request are kept in ``export`` from row ``first_row`` on."""
+
+    def __init__(self, export: DraftAttention, first_row: int, rows: int) -> None:
+        self.export, self.first_row, self.rows = export, first_row, rows
+
+    def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
+        if not self.export.wants(call.layer):
+            return super().attend_request(step, call, request)
+        segments, first = step.segments(call.layer, request, call.window)
+        query = call.query[request]
+        probabilities = attention_probabilities(
+            query, segments, step.starts[request], first, call.scaling, call.window
+        )
+        self.export.record(call.layer, request, self.first_row, first, probabilities[:, -self.rows :])
+        return weighted_values(probabilities, segments).to(query.dtype)
+
+
+class SelectionObserver(Protocol):
+    """Looks at a sparse layer's selection beside the exact attention: for audits and evaluation."""
+
+    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None: ...
+
+
+class SparseAttend:
+    """Only what ``method`` selects is read; its dense layers and sliding-window layers stay as they are."""
+
+    def __init__(self, method: Method, state: RoundState, observer: SelectionObserver | None = None) -> None:
+        self.method, self.state, self.observer = method, state, observer
+        self.prepared = method.prepare(state)
+        self.dense = DenseAttend()
+
+    def __call__(self, step: Step, call: LayerCall) -> Tensor:
+        if call.window is not None or self.method.is_dense(call.layer):
+            return self.dense(step, call)
+        layer_state = LayerState(
+            self.state, self.prepared, call.layer, call.query, call.scaling, StepKeys(step)
+        )
+        selection = trim(self.method.select(layer_state))
+        if step.meter is not None:
+            step.meter.add_selection(step.slots, step.positions, selection)
+        if self.observer is not None:
+            self.observer(step, call, selection)
+        keys, values = step.cache.gather(call.layer, step.slots, selection.indices)
+        return sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
+
+
+class StepKeys:
+    """The keys that a step's requests can see, for methods that score them themselves."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def keys(self, layer: int) -> list[Tensor]:
+        """Keys ``[length, kv_heads, head_dim]`` of each request; a copy only where the pool splits them."""
+        result = []
+        for request in range(len(self.step.starts)):
+            segments, _ = self.step.segments(layer, request, None)
+            parts = [key for key, _ in segments]
+            result.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return result

@@ -1,0 +1,251 @@
+"""The paged KV cache: a pool of pages, a block table a request, append and rollback.
+
+A *slot* is the place of one request; a *row* is one token's place in the pool. Page 0 belongs to nobody: it takes
+the writes of padding, so that a batch of fixed shape needs no branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specattn.errors import CacheFullError, UsageError
+from specattn.geometry import KVGeometry
+from specattn.memory import available_bytes, human_bytes
+
+Segment = tuple[Tensor, Tensor]
+"""Keys and values ``[length, kv_heads, head_dim]`` of tokens that lie side by side in the pool."""
+
+
+class SideStore(Protocol):
+    """Something derived from the keys, kept beside the pool (page summaries, quantised copies)."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def append(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor) -> None:
+        """New keys ``[batch, kv_heads, rows, head_dim]`` at ``positions`` ``[batch, rows]`` of ``slots``."""
+        ...
+
+    def rollback(self, slot: int, length: int) -> None:
+        """Forget every token of ``slot`` from position ``length`` on."""
+        ...
+
+
+@dataclass
+class _Allocation:
+    pages: list[int]
+    runs: list[tuple[int, int]]
+    """First row and number of rows of each stretch of neighbouring pages."""
+    length: int = 0
+
+
+class PagedKVCache:
+    """Keys and values of many requests in one pool.
+
+    Args:
+        geometry: the model's attention shapes.
+        tokens: how many tokens the pool must hold, all requests together; rounded up to pages.
+        slots: how many requests it can hold at once.
+        max_length: longest request; the width of the block tables.
+        page_size: tokens a page.
+
+    Attributes:
+        keys, values: for each layer ``[rows, kv_heads, head_dim]``.
+        block_table: int32 ``[slots, pages_a_request]``, unused entries are 0.
+
+    Raises:
+        CacheFullError: if the pool does not fit in the memory that is free.
+    """
+
+    def __init__(
+        self,
+        geometry: KVGeometry,
+        *,
+        tokens: int,
+        slots: int,
+        max_length: int | None = None,
+        device: torch.device | str = "cpu",
+        page_size: int = 16,
+    ) -> None:
+        if tokens < 1 or slots < 1 or page_size < 1:
+            raise UsageError(
+                f"a cache needs at least one token, slot and row a page: {tokens=}, {slots=}, {page_size=}"
+            )
+        self.geometry = geometry
+        self.page_size = page_size
+        self.device = torch.device(device)
+        # One page of slack a slot: every request may leave its last page partly empty.
+        pages = 1 + self.pages_for(tokens) + slots
+        check_memory((pages * page_size) * geometry.token_bytes, self.device, f"a KV cache of {tokens:,} tokens")
+        shape = (pages * page_size, geometry.kv_heads, geometry.head_dim)
+        self.keys = [torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)]
+        self.values = [torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)]
+        width = self.pages_for(max_length or tokens)
+        self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
+        self.side_stores: list[SideStore] = []
+        self._free_pages = set(range(1, pages))
+        self._allocations: list[_Allocation | None] = [None] * slots
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that ``tokens`` tokens occupy."""
+        return -(-tokens // self.page_size)
+
+    # Requests
+
+    def fits(self, tokens: int) -> bool:
+        """Whether a request of ``tokens`` tokens could be admitted now."""
+        return None in self._allocations and self.pages_for(tokens) <= len(self._free_pages)
+
+    def could_fit(self, tokens: int) -> bool:
+        """Whether a request of ``tokens`` tokens could be admitted into the empty cache."""
+        pages = self.pages_for(tokens)
+        return pages <= self.block_table.shape[1] and pages * self.page_size < self.keys[0].shape[0]
+
+    def allocate(self, tokens: int) -> int:
+        """Reserve room for a request of at most ``tokens`` tokens and return its slot.
+
+        Raises:
+            CacheFullError: if no slot or not enough pages are free.
+        """
+        needed = self.pages_for(tokens)
+        if not self.fits(tokens) or needed > self.block_table.shape[1]:
+            raise CacheFullError(
+                f"a request of {tokens:,} tokens needs {needed:,} pages of {self.page_size}; "
+                f"{len(self._free_pages):,} are free, a request may have {self.block_table.shape[1]:,}, and "
+                f"{self._allocations.count(None)} slots are free. Wait for a request to finish, shorten it, "
+                "or create a larger cache."
+            )
+        slot = self._allocations.index(None)
+        pages = _take_pages(self._free_pages, needed)
+        self._allocations[slot] = _Allocation(pages, _runs(pages, self.page_size))
+        self.block_table[slot] = 0
+        self.block_table[slot, :needed] = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        self.set_length(slot, 0)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Give the pages of ``slot`` back."""
+        self._free_pages.update(self._allocation(slot).pages)
+        self._allocations[slot] = None
+        self.block_table[slot] = 0
+
+    def length(self, slot: int) -> int:
+        """Tokens of ``slot`` that count."""
+        return self._allocation(slot).length
+
+    def capacity(self, slot: int) -> int:
+        """Tokens for which ``slot`` has room."""
+        return len(self._allocation(slot).pages) * self.page_size
+
+    def set_length(self, slot: int, length: int) -> None:
+        """Declare that ``slot`` holds ``length`` tokens: after an append, or to roll back rejected ones.
+
+        Raises:
+            UsageError: if ``length`` is negative or beyond the slot's room.
+        """
+        if not 0 <= length <= self.capacity(slot):
+            raise UsageError(f"slot {slot} has room for {self.capacity(slot)} tokens, not {length}")
+        for store in self.side_stores:
+            store.rollback(slot, length)
+        self._allocation(slot).length = length
+
+    def _allocation(self, slot: int) -> _Allocation:
+        allocation = self._allocations[slot]
+        if allocation is None:
+            raise UsageError(f"slot {slot} of the KV cache holds no request")
+        return allocation
+
+    # Data
+
+    def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """Pool rows, int64, of token ``positions`` ``[batch, ...]`` of ``slots`` ``[batch]``."""
+        flat = positions.long().flatten(1)
+        page = self.block_table[slots].gather(1, flat // self.page_size).long()
+        return (page * self.page_size + flat % self.page_size).view(positions.shape)
+
+    def append(
+        self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, values: Tensor
+    ) -> None:
+        """Write ``keys`` and ``values`` ``[batch, kv_heads, tokens, head_dim]`` at pool ``rows`` ``[batch, tokens]``.
+
+        ``rows`` is what :meth:`rows` gives for ``slots`` and ``positions``; it is the same for all layers.
+        """
+        flat = rows.flatten()
+        self.keys[layer][flat] = keys.transpose(1, 2).flatten(0, 1)
+        self.values[layer][flat] = values.transpose(1, 2).flatten(0, 1)
+        for store in self.side_stores:
+            store.append(layer, slots, positions, keys)
+
+    def segments(self, layer: int, slot: int, start: int, stop: int) -> list[Segment]:
+        """Views of the tokens ``start`` to ``stop`` of ``slot``: nothing is copied."""
+        result, first = [], 0
+        for row, count in self._allocation(slot).runs:
+            low, high = max(start, first), min(stop, first + count)
+            if low < high:
+                span = slice(row + low - first, row + high - first)
+                result.append((self.keys[layer][span], self.values[layer][span]))
+            first += count
+        return result
+
+    def gather(self, layer: int, slots: Tensor, indices: Tensor) -> Segment:
+        """Keys and values ``[batch, kv_heads, capacity, head_dim]`` of the tokens ``indices`` (-1 reads token 0)."""
+        rows = self.rows(slots, indices.clamp(min=0))
+        heads = torch.arange(indices.shape[1], device=rows.device)[None, :, None]
+        return self.keys[layer][rows, heads], self.values[layer][rows, heads]
+
+    # Accounting
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the pool and its side stores occupy."""
+        pool = sum(k.nbytes + v.nbytes for k, v in zip(self.keys, self.values, strict=True))
+        return pool + sum(store.nbytes for store in self.side_stores)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the pages that belong to a request."""
+        pages = sum(len(a.pages) for a in self._allocations if a is not None)
+        return pages * self.page_size * self.geometry.token_bytes
+
+
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Refuse ``what`` if it needs more than the memory that is free on ``device``.
+
+    Raises:
+        CacheFullError: naming both figures.
+    """
+    free = available_bytes(device)
+    if needed > free:
+        raise CacheFullError(
+            f"{what} needs {human_bytes(needed)} and {human_bytes(free)} are free on {device}. "
+            "Use a shorter context, fewer requests at once, or a smaller dtype."
+        )
+
+
+def _take_pages(free: set[int], count: int) -> list[int]:
+    """Remove ``count`` pages from ``free``: neighbours if there is such a run, else the lowest."""
+    ordered = sorted(free)
+    pages = ordered[:count]
+    for end in range(count, len(ordered) + 1):
+        if ordered[end - 1] - ordered[end - count] == count - 1:
+            pages = ordered[end - count : end]
+            break
+    free.difference_update(pages)
+    return pages
+
+
+def _runs(pages: Sequence[int], page_size: int) -> list[tuple[int, int]]:
+    """Stretches of neighbouring ``pages`` as (first row, rows)."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        row = page * page_size
+        if runs and sum(runs[-1]) == row:
+            runs[-1] = (runs[-1][0], runs[-1][1] + page_size)
+        else:
+            runs.append((row, page_size))
+    return runs

@@ -1,0 +1,147 @@
+"""Sparse attention inside transformers' own ``generate``, for methods that need no draft.
+
+The model keeps the cache that ``generate`` gives it. Prefill is dense; a decoding step selects tokens and reads only
+those. The keys lie in one tensor here, so selection is exact but nothing is paged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from specattn.errors import UsageError
+from specattn.geometry import KVGeometry
+from specattn.kernels import sparse_attention as kernel
+from specattn.selection.base import LayerState, Method, Need, RoundState
+from specattn.selection.registry import parse_method
+
+IMPLEMENTATION = "specattn_dropin"
+MOST_ROWS = 32
+"""Passes with more new tokens than this are prefill."""
+
+
+@contextmanager
+def sparse_attention(model: PreTrainedModel, method: Method | str, **options: Any) -> Iterator[PreTrainedModel]:
+    """Let ``model`` decode with ``method`` inside the block: ``model.generate(...)`` works as ever.
+
+    Args:
+        model: a transformers causal language model.
+        method: a method that needs no draft, or its name (options as keywords or as ``name:option=value``).
+
+    Raises:
+        UsageError: if the method needs a draft, or its name or options are unknown.
+    """
+    if isinstance(method, str):
+        method = parse_method(method, **options)
+    elif options:
+        raise UsageError(f"options {', '.join(options)} go with a method's name, not with a method object")
+    if Need.DRAFT in method.needs:
+        raise UsageError(
+            f"method {method.name!r} reads where a draft model looks; use specattn.generate with a pair, "
+            "or a method that needs no draft: dense, streaming, oracle"
+        )
+    dropin = _DropIn(method, KVGeometry.from_config(model.config, model.dtype))
+    before = model.config._attn_implementation
+    AttentionInterface.register(IMPLEMENTATION, _forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
+    try:
+        for module in modules:
+            module._specattn = dropin
+        model.set_attn_implementation(IMPLEMENTATION)
+        yield model
+    finally:
+        model.set_attn_implementation(before)
+        for module in modules:
+            if "_specattn" in vars(module):
+                del module._specattn
+
+
+@dataclass
+class _DropIn:
+    """The method at work in one model, and what it prepared for the present step."""
+
+    method: Method
+    geometry: KVGeometry
+    round: RoundState | None = None
+    prepared: object = field(default=None)
+
+    def attend(self, layer: int, query: Tensor, context: _Context, scaling: float) -> Tensor:
+        """``query`` ``[batch, heads, rows, head_dim]``: output ``[batch, rows, heads, head_dim]``."""
+        queries = query.transpose(1, 2)
+        self._begin(layer, context, queries)
+        assert self.round is not None
+        state = LayerState(self.round, self.prepared, layer, queries, scaling, context)
+        selection = kernel.trim(self.method.select(state))
+        positions = self.round.starts[:, None] + torch.arange(self.round.rows, device=query.device)
+        keys, values = context.gather(selection.indices)
+        return kernel.sparse_attention(queries, keys, values, selection, positions, scaling)
+
+    def _begin(self, layer: int, context: _Context, queries: Tensor) -> None:
+        """Prepare the round at its first sparse layer."""
+        if layer > self._first_layer and self.round is not None:
+            return
+        self._first_layer = layer
+        geometry = self.geometry
+        self.round = RoundState(
+            starts=(context.lengths - queries.shape[1]).int(),
+            rows=queries.shape[1],
+            max_length=context.keys_.shape[2],
+            layers=geometry.layers,
+            kv_heads=geometry.kv_heads,
+            query_heads=geometry.query_heads,
+        )
+        self.prepared = self.method.prepare(self.round)
+
+    _first_layer: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Context:
+    """A batch's keys and values ``[batch, kv_heads, columns, head_dim]`` with padding before the ``first`` token."""
+
+    keys_: Tensor
+    values: Tensor
+    first: Tensor  # int64 [batch]
+    lengths: Tensor  # int64 [batch]
+
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor, mask: Tensor | None) -> _Context:
+        batch, columns = key.shape[0], key.shape[2]
+        if mask is None:
+            lengths = torch.full((batch,), columns, device=key.device)
+            return cls(key, value, torch.zeros_like(lengths), lengths)
+        seen = mask[:, 0, -1, :columns].expand(batch, -1)
+        return cls(key, value, seen.int().argmax(-1), seen.sum(-1))
+
+    def keys(self, layer: int) -> list[Tensor]:
+        spans = zip(self.first.tolist(), self.lengths.tolist(), strict=True)
+        return [self.keys_[b, :, f : f + n].transpose(0, 1) for b, (f, n) in enumerate(spans)]
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        columns = (indices.clamp(min=0) + self.first[:, None, None]).long()[..., None]
+        columns = columns.expand(-1, -1, -1, self.keys_.shape[-1])
+        return self.keys_.gather(2, columns), self.values.gather(2, columns)
+
+
+def _forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The function that transformers calls; sliding-window layers and prefill stay as they are."""
+    dropin: _DropIn = module._specattn  # type: ignore[assignment]
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    rows, columns = query.shape[2], key.shape[2]
+    prefill = rows == columns or rows > MOST_ROWS
+    if prefill or options.get("sliding_window") is not None or dropin.method.is_dense(layer):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    context = _Context.of(key, value, attention_mask)
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    return dropin.attend(layer, query, context, scaling), None

@@ -1,0 +1,1 @@
+"""What sparse reading costs in quality, measured against the same model reading everything."""

@@ -1,0 +1,50 @@
+"""Verification attention: the rows of a round over the KV rows that were selected, one list a KV head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specattn.selection.base import Selection
+
+
+def sparse_attention(
+    query: Tensor, keys: Tensor, values: Tensor, selection: Selection, positions: Tensor, scaling: float
+) -> Tensor:
+    """Softmax attention over selected tokens, renormalised over them.
+
+    Args:
+        query: ``[batch, rows, query_heads, head_dim]``.
+        keys, values: ``[batch, kv_heads, capacity, head_dim]``, gathered at ``selection.indices``.
+        selection: which tokens these are; entries of -1 are padding. A row sees the selected tokens up to its own
+            position. ``log_weights`` are added to the logits.
+        positions: ``[batch, rows]``, the rows' token positions.
+        scaling: factor of the logits.
+
+    Returns:
+        ``[batch, rows, query_heads, head_dim]``, in the query's dtype; computed in float32.
+    """
+    batch, rows, query_heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    grouped = query.view(batch, rows, kv_heads, query_heads // kv_heads, head_dim).permute(0, 2, 3, 1, 4)
+    logits = grouped.float() @ keys.float().transpose(-1, -2)[:, :, None] * scaling
+    indices = selection.indices[:, :, None, None]
+    if selection.log_weights is not None:
+        logits = logits + selection.log_weights[:, :, None, None].float()
+    visible = (indices >= 0) & (indices <= positions[:, None, None, :, None])
+    probabilities = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+    out = probabilities @ values.float()[:, :, None]
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim).to(query.dtype)
+
+
+def trim(selection: Selection) -> Selection:
+    """Cut the padding that no list uses. Asks the device for the longest list: for the PyTorch path only."""
+    longest = max(1, int(selection.counts.max()))
+    if longest >= selection.indices.shape[-1]:
+        return selection
+    weights = selection.log_weights
+    return Selection(
+        selection.indices[..., :longest],
+        selection.counts,
+        None if weights is None else weights[..., :longest],
+    )

@@ -1,0 +1,168 @@
+"""From names to a loaded pair: find both models, check that they fit, then load the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from specattn.errors import SpecAttnError, UsageError
+from specattn.pairs.builtin import BUILTIN, MODELS, suggest
+from specattn.pairs.checks import check_config, check_modules, check_rows, check_smaller, check_tokenizers
+from specattn.pairs.pair import Pair
+from specattn.pairs.source import Source, locate, open_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pair(
+    name: str | None = None,
+    *,
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Pair:
+    """Load a built-in pair by ``name``, or any ``target`` with or without a ``draft``.
+
+    Args:
+        name: one of ``BUILTIN``.
+        target, draft: a hub id, a folder, a GGUF file or one of ``MODELS``.
+        device: default CUDA if there is any, else the CPU.
+        dtype: default bfloat16; ``"auto"`` takes what the target's checkpoint has (GGUF: bfloat16).
+
+    Raises:
+        UsageError: an unknown name, a model that cannot be found or is not supported, models that do not fit.
+        SpecAttnError: the weights could not be converted or do not fit on the device.
+    """
+    references, label = _references(name, target, draft)
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
+    locations = [locate(reference, dtype) for reference in references]
+    sources = [open_source(ref, place, dtype) for ref, place in zip(references, locations, strict=True)]
+    if len(sources) == 2:
+        check_sources(*sources)
+    target_model = load_model(sources[0], device, dtype)
+    draft_model = load_model(sources[1], device, target_model.dtype) if len(sources) == 2 else None
+    return Pair(label, target_model, draft_model, sources[0].tokenizer, _mapping_file(name))
+
+
+def make_pair(
+    target_model: PreTrainedModel,
+    draft_model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str | None = None,
+) -> Pair:
+    """A pair of models that are loaded already, after the same checks; sets both to eval mode, without gradients.
+
+    Raises:
+        UsageError: a model that is not supported, models that do not fit or lie on different devices.
+    """
+    models = [model for model in (target_model, draft_model) if model is not None]
+    names = [model.config._name_or_path or model.config.model_type for model in models]
+    for model, label in zip(models, names, strict=True):
+        check_config(model.config, label)
+        check_modules(model, label)
+        model.requires_grad_(False).eval()
+    if draft_model is not None:
+        check_rows(target_model.config, draft_model.config, len(tokenizer))
+        check_smaller(target_model.num_parameters(), draft_model.num_parameters())
+        for what in ("device", "dtype"):
+            ours, theirs = getattr(target_model, what), getattr(draft_model, what)
+            if ours != theirs:
+                raise UsageError(
+                    f"the target has {what} {ours}, the draft {theirs}: move the draft with draft.to({ours!r})"
+                )
+    return Pair(name or " + ".join(names), target_model, draft_model, tokenizer, _mapping_file(name))
+
+
+def check_sources(target: Source, draft: Source) -> None:
+    """Everything that can be known about two models together before their weights are read."""
+    check_tokenizers(target.tokenizer, draft.tokenizer)
+    check_rows(target.config, draft.config, len(target.tokenizer))
+    check_smaller(target.parameters(), draft.parameters())
+
+
+def load_model(source: Source, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The model's weights on ``device``, in eval mode, without gradients.
+
+    Raises:
+        UsageError: the checkpoint is incomplete.
+        SpecAttnError: the weights do not fit on the device.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+        model = model.requires_grad_(False).eval().to(device)
+    except OSError as error:
+        raise UsageError(
+            f"{source.name}: its weights cannot be read ({error}). Download the model again."
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise SpecAttnError(f"{source.name} does not fit on {device}: {error}") from error
+    if info["missing_keys"]:
+        raise UsageError(
+            f"{source.name}: {len(info['missing_keys'])} weights are missing, such as {min(info['missing_keys'])}."
+            " Download the model again."
+        )
+    check_modules(model, source.name)
+    return model
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device itself; None is CUDA if there is any, else the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r} is not a device. Use cpu, cuda or cuda:N.") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {device!r} is not there: {torch.cuda.device_count()} CUDA device(s) found. Use cpu."
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    """A torch dtype or ``"auto"``; None is bfloat16."""
+    if dtype is None:
+        return torch.bfloat16
+    if dtype == "auto" or dtype in _DTYPES.values():
+        return dtype
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not supported. Use one of: auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[str(dtype)]
+
+
+def _references(
+    name: str | None, target: str | Path | None, draft: str | Path | None
+) -> tuple[list[str], str]:
+    """What to load, target first, and what to call the pair."""
+    if name is not None and (target is not None or draft is not None):
+        raise UsageError(f"pair {name!r} names both models: leave out target and draft, or the pair.")
+    if name in BUILTIN:
+        return [BUILTIN[name].target, BUILTIN[name].draft], name
+    if name is not None:
+        raise UsageError(
+            f"unknown pair {name!r}. Known pairs: {', '.join(BUILTIN)}; a single model, such as"
+            f" {', '.join(MODELS)}, a hub id, a folder or a GGUF file, is given as target.{suggest(name)}"
+        )
+    if target is None:
+        raise UsageError(
+            f"no target given. Name a built-in pair ({', '.join(BUILTIN)}) or a target and its draft."
+        )
+    references = [str(ref) for ref in (target, draft) if ref is not None]
+    return references, " + ".join(references)
+
+
+def _mapping_file(name: str | None) -> Path | None:
+    """The mapping that is shipped for a built-in pair."""
+    path = Path(__file__).parent.parent / "mapping" / "data" / f"{name}.safetensors"
+    return path if name in BUILTIN and path.is_file() else None

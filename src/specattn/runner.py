@@ -1,0 +1,111 @@
+"""One model with its paged cache: prefill a request, run a step of a batch, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specattn.accounting import ReadMeter
+from specattn.attention import Attend, DenseAttend, Step, running
+from specattn.cache import PagedKVCache
+from specattn.geometry import KVGeometry
+
+Progress = Callable[[int], None]
+"""Called with the number of tokens that were just processed."""
+
+
+class ModelRunner:
+    """A model whose attention goes through a paged cache. Run it inside :func:`specattn.attention.attached`.
+
+    Args:
+        model: a transformers causal language model.
+        tokens, slots, max_length: size of the cache, see :class:`PagedKVCache`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tokens: int,
+        slots: int,
+        max_length: int | None = None,
+        page_size: int = 16,
+    ) -> None:
+        self.model = model
+        self.device = model.device
+        self.geometry = KVGeometry.from_config(model.config, model.dtype)
+        self.cache = PagedKVCache(
+            self.geometry,
+            tokens=tokens,
+            slots=slots,
+            max_length=max_length,
+            device=model.device,
+            page_size=page_size,
+        )
+        self.meter = ReadMeter(self.geometry, slots, model.device)
+
+    def step(
+        self, slots: Sequence[int], starts: Sequence[int], rows: int, attend: Attend, *, metered: bool = True
+    ) -> Step:
+        """Describe a pass over ``rows`` new tokens of each of ``slots``, at positions from ``starts`` on."""
+        slot_ids = torch.tensor(slots, device=self.device)
+        first = torch.tensor(starts, device=self.device)
+        positions = first[:, None] + torch.arange(rows, device=self.device)
+        return Step(
+            cache=self.cache,
+            slots=slot_ids,
+            host_slots=list(slots),
+            starts=list(starts),
+            positions=positions,
+            pool_rows=self.cache.rows(slot_ids, positions),
+            attend=attend,
+            meter=self.meter if metered else None,
+        )
+
+    @torch.inference_mode()
+    def forward(self, step: Step, tokens: Tensor, keep: int) -> Tensor:
+        """Run the model on ``tokens`` ``[batch, rows]``: logits of the last ``keep`` rows, ``[batch, keep, vocab]``.
+
+        The caller sets the cache's lengths afterwards: how many of the new tokens count is its decision.
+        """
+        with running(step):
+            output = self.model(
+                input_ids=tokens, position_ids=step.positions, use_cache=False, logits_to_keep=keep
+            )
+        return output.logits
+
+    def prefill(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        *,
+        chunk: int | None = None,
+        attend: Attend | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Read ``tokens`` into ``slot``, behind what it holds, in chunks of ``chunk`` tokens.
+
+        Returns:
+            The last token's logits ``[vocab]``.
+        """
+        chunk = chunk or default_chunk(self.device)
+        attend = attend or DenseAttend()
+        logits = None
+        for first in range(0, len(tokens), chunk):
+            piece = tokens[first : first + chunk]
+            start = self.cache.length(slot)
+            step = self.step([slot], [start], len(piece), attend, metered=False)
+            logits = self.forward(step, torch.tensor([list(piece)], device=self.device), keep=1)
+            self.cache.set_length(slot, start + len(piece))
+            if progress:
+                progress(len(piece))
+        assert logits is not None, "prefill of no tokens"
+        return logits[0, -1]
+
+
+def default_chunk(device: torch.device) -> int:
+    """Tokens a prefill pass: enough to fill a GPU, few enough on a CPU to show progress and bound memory."""
+    return 8192 if device.type == "cuda" else 512

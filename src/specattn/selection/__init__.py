@@ -1,0 +1,1 @@
+"""Selection methods: one file a method, one registry that names them."""

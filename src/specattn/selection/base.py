@@ -1,0 +1,147 @@
+"""The contract between a selection method and everything around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from specattn.draft_attention import DraftAttention
+    from specattn.mapping import Mapping
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The KV rows that one layer of the target reads in one round.
+
+    Attributes:
+        indices: int32 ``[batch, kv_heads, capacity]``, ascending token positions, the tail padded with -1.
+        counts: int32 ``[batch, kv_heads]``, how many entries of ``indices`` are valid; stays on the device.
+        log_weights: optional ``[batch, kv_heads, capacity]``, added to the attention logits; 0 for tokens
+            that stand for themselves alone.
+    """
+
+    indices: Tensor
+    counts: Tensor
+    log_weights: Tensor | None = None
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Selection:
+        """The selection that a boolean mask ``[batch, kv_heads, length]`` describes; capacity is ``length``."""
+        rank = mask.cumsum(-1, dtype=torch.int32)
+        length = mask.shape[-1]
+        positions = torch.arange(length, dtype=torch.int32, device=mask.device).expand_as(rank)
+        # Unselected positions all land in one spare column, which is cut off again.
+        column = torch.where(mask, rank - 1, length).long()
+        indices = torch.full((*mask.shape[:-1], length + 1), -1, dtype=torch.int32, device=mask.device)
+        indices.scatter_(-1, column, positions)
+        return cls(indices[..., :length], rank[..., -1].contiguous())
+
+    def to_mask(self, length: int) -> Tensor:
+        """The boolean mask ``[batch, kv_heads, length]`` of the selected positions."""
+        shape = (*self.indices.shape[:-1], length + 1)
+        column = torch.where(self.indices < 0, length, self.indices).long()
+        mask = torch.zeros(shape, dtype=torch.bool, device=self.indices.device).scatter_(-1, column, True)
+        return mask[..., :length]
+
+
+class Need(enum.Flag):
+    """What a method wants computed for it; nothing else is."""
+
+    NOTHING = 0
+    DRAFT = enum.auto()
+    """The draft's attention rows of the round."""
+    MAPPING = enum.auto()
+    """The calibrated map between the two models."""
+
+
+class KeySource(Protocol):
+    """Where a method finds the keys of the visible context."""
+
+    def keys(self, layer: int) -> list[Tensor]:
+        """Keys of one layer, a tensor ``[length, kv_heads, head_dim]`` for each request (a view where it can be)."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """What is known before the target's pass of a round.
+
+    Attributes:
+        starts: int32 ``[batch]``, tokens in the target's cache before the round, on the device.
+        rows: rows that the target verifies, gamma + 1.
+        max_length: an upper bound, known to the host, of ``starts + rows``.
+        layers, kv_heads, query_heads: the target's geometry.
+        draft: the draft's attention rows of this round, if the method needs them.
+        mapping: the calibrated map, if the method needs it.
+    """
+
+    starts: Tensor
+    rows: int
+    max_length: int
+    layers: int
+    kv_heads: int
+    query_heads: int
+    draft: DraftAttention | None = None
+    mapping: Mapping | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """int32 ``[batch]``: visible tokens at the end of the round."""
+        return self.starts + self.rows
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What a method may use to select for one layer: the round, what ``prepare`` returned, and this layer's queries.
+
+    Attributes:
+        queries: ``[batch, rows, query_heads, head_dim]``, after the position embedding.
+        scaling: the factor of the attention logits.
+    """
+
+    round: RoundState
+    prepared: object
+    layer: int
+    queries: Tensor
+    scaling: float
+    source: KeySource
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection method: its options are the fields of a frozen dataclass.
+
+    Attributes:
+        dense_layers: the first layers, which read everything (2 in Quest and in the paper).
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Need] = Need.NOTHING
+
+    dense_layers: int = 2
+
+    def prepare(self, state: RoundState) -> object:
+        """Work done once a round for all layers, before the target's pass. The result reaches ``select``."""
+        return None
+
+    def select(self, state: LayerState) -> Selection:
+        """The tokens that ``state.layer`` reads in this round. Must contain the round's own tokens."""
+        raise NotImplementedError
+
+    def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
+        """The draft heads whose scores the method uses: int64 ``[n]`` of ``layer * heads + head``; all if ``None``."""
+        return None
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether ``layer`` reads everything."""
+        return layer < self.dense_layers
+
+    def options(self) -> dict[str, object]:
+        """The options with their values, for reports."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,22 @@
+"""Budgets: a fraction of the context up to 1, a token count above."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specattn.errors import UsageError
+
+
+def check_budget(method: str, budget: float) -> None:
+    """Refuse a budget that is neither a fraction nor a count."""
+    if budget <= 0 or (budget > 1 and budget != int(budget)):
+        raise UsageError(
+            f"{method}: budget={budget} is neither a fraction in (0, 1] nor a whole number of tokens above 1"
+        )
+
+
+def budget_tokens(budget: float, context: Tensor) -> Tensor:
+    """Tokens that ``budget`` allows for contexts of ``context`` tokens, int64, at most the context."""
+    wanted = torch.ceil(context * budget) if budget <= 1 else torch.full_like(context, int(budget))
+    return torch.minimum(wanted.long(), context.long())

@@ -1,0 +1,25 @@
+"""Checks of option values that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from specattn.errors import UsageError
+
+
+def check_probability(method: str, option: str, value: float) -> None:
+    """Refuse a value outside (0, 1]."""
+    if not 0 < value <= 1:
+        raise UsageError(f"{method}: {option}={value} is outside (0, 1]; use for example {option}=0.95")
+
+
+def check_choice(method: str, option: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a value that is not one of ``choices``."""
+    if value not in choices:
+        raise UsageError(f"{method}: {option}={value!r} is unknown; choose one of {', '.join(choices)}")
+
+
+def check_at_least(method: str, option: str, value: float, least: float) -> None:
+    """Refuse a value below ``least``."""
+    if value < least:
+        raise UsageError(f"{method}: {option}={value} is below {least}")

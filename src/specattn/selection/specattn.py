@@ -1,0 +1,131 @@
+"""SpecAttn (arXiv 2510.27641): the draft's attention decides which tokens the target reads.
+
+The paper maps every target layer to a draft layer and joins the nuclei of the round's rows. Mapping every KV head to a
+mixture of all draft heads, and taking one nucleus of the rows' mean, reads less for the same fidelity: the default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from specattn.kernels.nucleus import nucleus
+from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
+from specattn.selection.checks import check_at_least, check_choice, check_probability
+from specattn.selection.groups import POLICIES, select_for_groups
+
+if TYPE_CHECKING:
+    from specattn.mapping import Mapping
+
+
+@dataclass(frozen=True)
+class SpecAttn(Method):
+    """Top-p over the draft's attention, mapped to the target's heads.
+
+    Attributes:
+        p: share of the mapped attention mass that is read.
+        map: ``heads``, a mixture of all draft heads for each KV head; ``global``, the same over a few draft heads;
+            ``layer``, the paper's one draft layer for each target layer.
+        aggregate: ``mean``, one nucleus of the rows' mean; ``union``, the rows' nuclei joined (paper).
+        sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
+        granularity: ``token``, or ``page``: every page that holds a selected token.
+        page: tokens a page.
+        gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+    """
+
+    name: ClassVar[str] = "specattn"
+    needs: ClassVar[Need] = Need.DRAFT | Need.MAPPING
+
+    p: float = 0.95
+    map: str = "heads"
+    aggregate: str = "mean"
+    sink: int = 4
+    window: int = 16
+    granularity: str = "token"
+    page: int = 16
+    gqa: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_probability(self.name, "p", self.p)
+        check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
+        check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
+        check_at_least(self.name, "sink", self.sink, 0)
+        check_at_least(self.name, "window", self.window, 0)
+        check_choice(self.name, "granularity", self.granularity, ("token", "page"))
+        check_at_least(self.name, "page", self.page, 1)
+        check_choice(self.name, "gqa", self.gqa, POLICIES)
+
+    def prepare(self, state: RoundState) -> Selection:
+        """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
+        # [batch, rows, layers, heads, length]; one row if the rows' mean is what counts.
+        weights = self._mapped(state)
+        batch = weights.shape[0]
+
+        def top_p(scores: Tensor) -> Tensor:
+            return nucleus(scores, self.p, state.lengths, sink=self.sink, recent=self.window + state.rows)
+
+        if self.map == "layer":
+            mask = top_p(weights).expand(-1, -1, -1, state.kv_heads, -1)
+        elif self.gqa == "mean":
+            mask = top_p(weights)
+        else:
+            mask = select_for_groups(weights, state.kv_heads, self.gqa, top_p)
+        mask = mask.any(1)
+        if self.granularity == "page":
+            mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
+        return Selection.from_mask(mask)
+
+    def select(self, state: LayerState) -> Selection:
+        assert isinstance(state.prepared, Selection)
+        return Selection(state.prepared.indices[:, state.layer], state.prepared.counts[:, state.layer])
+
+    def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
+        return mapping.global_heads if self.map == "global" and mapping is not None else None
+
+    def _mapped(self, state: RoundState) -> Tensor:
+        draft, mapping = state.draft, state.mapping
+        assert draft is not None and mapping is not None
+        if self.map == "layer":
+            rows = draft.by_layer()[:, :, mapping.layer_map][:, :, :, None]
+            return rows.mean(1, keepdim=True) if self.aggregate == "mean" else rows
+        rows = draft.probabilities
+        if self.aggregate == "mean":
+            rows = rows.mean(1, keepdim=True)
+        mixture = self._mixture(state)
+        mixed = torch.matmul(mixture.flatten(0, 1), rows)
+        return mixed.unflatten(2, mixture.shape[:2])
+
+    def _mixture(self, state: RoundState) -> Tensor:
+        """Weights ``[layers, heads, draft heads]``: of KV heads, or of query heads where the policy needs them."""
+        mapping = state.mapping
+        assert mapping is not None
+        if self.map == "global":
+            return mapping.global_kv if self.gqa == "mean" else mapping.global_query
+        return mapping.heads_kv if self.gqa == "mean" else mapping.heads_query
+
+
+@dataclass(frozen=True)
+class SpecAttnPaper(SpecAttn):
+    """The paper's method: one draft layer for each target layer, the union over the rows, no sink, no window."""
+
+    name: ClassVar[str] = "specattn-paper"
+
+    map: str = "layer"
+    aggregate: str = "union"
+    sink: int = 0
+    window: int = 0
+
+
+def _whole_pages(mask: Tensor, page: int) -> Tensor:
+    """Extend ``mask`` ``[..., length]`` to every page with a selected token."""
+    length = mask.shape[-1]
+    padded = torch.nn.functional.pad(mask, (0, -length % page)).unflatten(-1, (-1, page))
+    return padded.any(-1, keepdim=True).expand_as(padded).flatten(-2)[..., :length]
+
+
+def _visible(state: RoundState, length: int) -> Tensor:
+    """``[batch, length]``: positions that the round's last row can see."""
+    return torch.arange(length, device=state.starts.device) < state.lengths[:, None]

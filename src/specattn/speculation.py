@@ -1,0 +1,159 @@
+"""A round of speculative decoding: draft, select, verify, accept, roll back.
+
+Before a round the target's cache holds n tokens; two more are known to matter: the *previous* token, at position n - 1,
+and the *pending* one, at position n, which the target has not read. The draft's cache is trusted up to n - 1 only: its
+first step reads both tokens again, so that every round has the same shape whether or not the last was accepted whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specattn.acceptance import verify
+from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
+from specattn.draft_attention import DraftAttention
+from specattn.mapping.artifact import Mapping
+from specattn.runner import ModelRunner
+from specattn.sampling import SamplingState, Stream, sample, uniform, warp
+from specattn.selection.base import Method, Need, RoundState
+
+DRAWS_A_ROUND = 64
+"""Random numbers a stream may use in one round; above any gamma."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of a round.
+
+    Attributes:
+        slots: their slots, the same in both caches.
+        lengths: n, tokens in the target's cache.
+        recent: int64 ``[batch, 2]``: the previous and the pending token.
+        rounds: int64 ``[batch]``, rounds that each request has had: the counter of its random numbers.
+        sampling: how each request draws.
+    """
+
+    slots: Sequence[int]
+    lengths: Sequence[int]
+    recent: Tensor
+    rounds: Tensor
+    sampling: SamplingState
+
+    def uniform(self, stream: Stream, draw: int | Tensor) -> Tensor:
+        """Random numbers of this round: ``[batch]`` for one draw, ``[batch, n]`` for ``n`` of them."""
+        counter = self.rounds * DRAWS_A_ROUND + draw if isinstance(draw, int) else self._counters(draw)
+        return uniform(self.sampling.seed, counter, stream)
+
+    def _counters(self, draws: Tensor) -> Tensor:
+        return self.rounds[:, None] * DRAWS_A_ROUND + draws
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the draft offers: ``tokens`` ``[batch, gamma]`` drawn from ``probabilities`` ``[batch, gamma, vocab]``."""
+
+    tokens: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The tokens of a round: row b of ``tokens`` ``[batch, gamma + 1]`` is valid up to ``counts[b]`` of them."""
+
+    tokens: Tensor
+    counts: Tensor
+
+
+@dataclass
+class Speculator:
+    """Runs rounds of one draft and target with one method. ``draft`` may be missing: then gamma is 0."""
+
+    target: ModelRunner
+    draft: ModelRunner | None
+    method: Method
+    mapping: Mapping | None
+    vocab_size: int
+    observer: SelectionObserver | None = None
+
+    def round(self, batch: Batch, gamma: int) -> Outcome:
+        """One round. The caches' lengths are left to :meth:`commit`, which knows what the host accepted."""
+        export = self.export(batch.lengths, gamma)
+        proposal = self._propose(batch, gamma, export)
+        target_probs = self._verify(batch, proposal, export)
+        if proposal is None:
+            token = sample(target_probs, batch.uniform(Stream.NEXT, 0)[:, None])
+            return Outcome(token, torch.ones_like(token[:, 0]))
+        u_accept = batch.uniform(Stream.ACCEPT, torch.arange(gamma, device=self.target.device))
+        verdict = verify(
+            proposal.tokens, proposal.probabilities, target_probs, u_accept, batch.uniform(Stream.NEXT, 0)
+        )
+        tokens = torch.cat([proposal.tokens, proposal.tokens[:, :1]], dim=1)
+        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        return Outcome(tokens, verdict.accepted + 1)
+
+    def commit(self, slot: int, length: int) -> None:
+        """Keep ``length`` tokens of ``slot``: rejected ones leave no trace in either cache."""
+        self.target.cache.set_length(slot, length)
+        if self.draft is not None:
+            self.draft.cache.set_length(slot, length - 1)
+
+    def export(self, lengths: Sequence[int], gamma: int) -> DraftAttention | None:
+        """Where the draft's scores of a round go, if the method wants them."""
+        if Need.DRAFT not in self.method.needs or self.draft is None or gamma == 0:
+            return None
+        return DraftAttention(
+            self.draft.geometry,
+            batch=len(lengths),
+            rows=gamma,
+            length=max(lengths) + gamma + 1,
+            device=self.draft.device,
+            heads=self.method.draft_heads(self.mapping),
+        )
+
+    def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
+        """How the target's pass of a round answers attention calls."""
+        if Need.DRAFT in self.method.needs and export is None:
+            return DenseAttend()
+        geometry = self.target.geometry
+        state = RoundState(
+            starts=torch.tensor(lengths, dtype=torch.int32, device=self.target.device),
+            rows=rows,
+            max_length=max(lengths) + rows,
+            layers=geometry.layers,
+            kv_heads=geometry.kv_heads,
+            query_heads=geometry.query_heads,
+            draft=export,
+            mapping=self.mapping,
+        )
+        return SparseAttend(self.method, state, self.observer)
+
+    def _propose(self, batch: Batch, gamma: int, export: DraftAttention | None) -> Proposal | None:
+        if self.draft is None:
+            return None
+        draft, tokens, probabilities = self.draft, [], []
+        fed, starts = batch.recent, [length - 1 for length in batch.lengths]
+        # A round without proposals still feeds the draft, so that its cache keeps up.
+        for row in range(max(gamma, 1)):
+            attend = ExportAttend(export, row, 1) if export is not None else DenseAttend()
+            step = draft.step(batch.slots, starts, fed.shape[1], attend)
+            probs = warp(draft.forward(step, fed, 1)[..., : self.vocab_size], batch.sampling)
+            fed = sample(probs, batch.uniform(Stream.DRAFT, row)[:, None])
+            starts = [length + row + 1 for length in batch.lengths]
+            tokens.append(fed)
+            probabilities.append(probs)
+        return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if gamma else None
+
+    def _verify(self, batch: Batch, proposal: Proposal | None, export: DraftAttention | None) -> Tensor:
+        """The target's distributions ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
+        tokens = batch.recent[:, 1:]
+        if proposal is not None:
+            tokens = torch.cat([tokens, proposal.tokens], dim=1)
+        rows = tokens.shape[1]
+        attend = self.sparse_attend(batch.lengths, rows, export)
+        step = self.target.step(batch.slots, batch.lengths, rows, attend)
+        logits = self.target.forward(step, tokens, rows)
+        return warp(logits[..., : self.vocab_size], batch.sampling)

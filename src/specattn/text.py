@@ -1,0 +1,55 @@
+"""From tokens to text as they come, with stop strings that may span tokens and rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """Text of one request, token by token.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        stop: strings at which the text ends; they are not part of it.
+
+    Attributes:
+        text: what was decoded so far, without a stop string.
+        stopped: whether a stop string was found.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.stopped = False
+        self._stop = tuple(stop)
+        self._backend = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._emitted = 0
+
+    def push(self, token: int) -> None:
+        """Decode one more token; sets ``stopped`` when it completes a stop string."""
+        piece = self._stream.step(self._backend, token)
+        if not piece:
+            return
+        longest = max((len(stop) for stop in self._stop), default=0)
+        since = max(0, len(self.text) - longest + 1)
+        self.text += piece
+        found = [at for stop in self._stop if (at := self.text.find(stop, since)) >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.stopped = True
+
+    def take(self, *, final: bool = False) -> str:
+        """Text that was not taken yet, less a tail that may turn out to begin a stop string unless ``final``."""
+        end = len(self.text) if final or self.stopped else len(self.text) - self._held_back()
+        piece = self.text[self._emitted : end]
+        self._emitted = max(self._emitted, end)
+        return piece
+
+    def _held_back(self) -> int:
+        for count in range(max((len(s) for s in self._stop), default=1) - 1, 0, -1):
+            if any(stop.startswith(self.text[-count:]) for stop in self._stop if len(stop) > count):
+                return count
+        return 0

@@ -1,0 +1,201 @@
+"""The paged pool: block tables, append, rollback, sharing, refusal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specattn.cache import PagedKVCache
+from specattn.errors import CacheFullError, UsageError
+from specattn.geometry import KVGeometry
+
+GEOMETRY = KVGeometry(layers=2, query_heads=4, kv_heads=2, head_dim=8, dtype=torch.float32)
+
+
+def make_cache(tokens: int = 64, slots: int = 4, page_size: int = 4, **options: int) -> PagedKVCache:
+    cache = PagedKVCache(GEOMETRY, tokens=tokens, slots=slots, page_size=page_size, **options)
+    for pool in (*cache.keys, *cache.values):
+        pool.fill_(float("nan"))
+    return cache
+
+
+def write(cache: PagedKVCache, slot: int, start: int, count: int, seed: int = 0) -> tuple[list, list]:
+    """Append random tokens to every layer; returns keys and values ``[count, heads, dim]`` of each layer."""
+    generator = torch.Generator().manual_seed(1000 * seed + start)
+    slots = torch.tensor([slot])
+    positions = torch.arange(start, start + count)[None]
+    rows = cache.rows(slots, positions)
+    keys, values = [], []
+    for layer in range(GEOMETRY.layers):
+        key, value = torch.randn(2, 1, GEOMETRY.kv_heads, count, GEOMETRY.head_dim, generator=generator)
+        cache.append(layer, slots, positions, rows, key, value)
+        keys.append(key[0].transpose(0, 1))
+        values.append(value[0].transpose(0, 1))
+    cache.set_length(slot, start + count)
+    return keys, values
+
+
+def read(cache: PagedKVCache, slot: int, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = cache.segments(layer, slot, 0, cache.length(slot))
+    return torch.cat([key for key, _ in parts]), torch.cat([value for _, value in parts])
+
+
+def test_appended_tokens_come_back_in_order_and_without_copies():
+    cache = make_cache()
+    slot = cache.allocate(20)
+    first, second = write(cache, slot, 0, 7), write(cache, slot, 7, 6)
+    for layer in range(GEOMETRY.layers):
+        keys, values = read(cache, slot, layer)
+        assert torch.equal(keys, torch.cat([first[0][layer], second[0][layer]]))
+        assert torch.equal(values, torch.cat([first[1][layer], second[1][layer]]))
+        (segment,) = cache.segments(layer, slot, 0, 13)
+        assert segment[0].untyped_storage().data_ptr() == cache.keys[layer].untyped_storage().data_ptr()
+
+
+def test_scattered_pages_read_like_neighbours():
+    cache = make_cache(tokens=48, slots=4)
+    a, b, c = (cache.allocate(16) for _ in range(3))
+    cache.free(a)
+    cache.free(c)
+    # 48 tokens need 12 pages; the free ones lie on both sides of b's.
+    slot = cache.allocate(48)
+    keys, _ = write(cache, slot, 0, 48)
+    assert len(cache.segments(0, slot, 0, 48)) == 2
+    assert torch.equal(read(cache, slot, 1)[0], keys[1])
+    assert cache.length(b) == 0
+
+
+def test_segments_cut_to_a_range():
+    cache = make_cache()
+    slot = cache.allocate(24)
+    keys, _ = write(cache, slot, 0, 24)
+    part = torch.cat([key for key, _ in cache.segments(0, slot, 5, 18)])
+    assert torch.equal(part, keys[0][5:18])
+
+
+def test_gather_follows_the_lists_of_each_head_and_padding_reads_token_zero():
+    cache = make_cache()
+    slots = [cache.allocate(20), cache.allocate(20)]
+    written = [write(cache, slot, 0, 15, seed=slot) for slot in slots]
+    indices = torch.tensor([[[0, 3, 14, -1], [1, 2, -1, -1]], [[5, 6, 7, 8], [9, -1, -1, -1]]], dtype=torch.int32)
+    keys, values = cache.gather(1, torch.tensor(slots), indices)
+    for b, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for column, position in enumerate(indices[b, h].tolist()):
+            expected = written[b][0][1][max(position, 0), h], written[b][1][1][max(position, 0), h]
+            assert torch.equal(keys[b, h, column], expected[0])
+            assert torch.equal(values[b, h, column], expected[1])
+
+
+def test_writes_of_padding_land_on_nobodys_page():
+    cache = make_cache()
+    slot, other = cache.allocate(4), cache.allocate(4)
+    write(cache, other, 0, 4)
+    before = read(cache, other, 0)[0].clone()
+    # Position 4 is beyond the slot's single page: its block table entry is page 0.
+    rows = cache.rows(torch.tensor([slot]), torch.tensor([[4]]))
+    assert rows.item() < cache.page_size
+    assert torch.equal(read(cache, other, 0)[0], before)
+
+
+class CountingStore:
+    """A side store that keeps the sum of the keys of each slot's tokens, one entry a token."""
+
+    nbytes = 0
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, dict[int, float]] = {}
+
+    def append(self, layer, slots, positions, keys) -> None:
+        if layer == 0:
+            for slot, row, key in zip(slots.tolist(), positions.tolist(), keys, strict=True):
+                for column, position in enumerate(row):
+                    self.tokens.setdefault(slot, {})[position] = float(key[:, column].sum())
+
+    def rollback(self, slot, length) -> None:
+        self.tokens[slot] = {p: v for p, v in self.tokens.get(slot, {}).items() if p < length}
+
+
+def test_rollback_leaves_no_trace_in_pool_length_or_side_store():
+    plain, rolled = make_cache(), make_cache()
+    plain.side_stores.append(CountingStore())
+    rolled.side_stores.append(CountingStore())
+    slots = [cache.allocate(32) for cache in (plain, rolled)]
+    for cache, slot in zip((plain, rolled), slots, strict=True):
+        write(cache, slot, 0, 10)
+    write(rolled, slots[1], 10, 5, seed=7)
+    rolled.set_length(slots[1], 10)
+    for cache, slot in zip((plain, rolled), slots, strict=True):
+        write(cache, slot, 10, 3)
+    assert rolled.length(slots[1]) == plain.length(slots[0]) == 13
+    assert torch.equal(read(plain, slots[0], 1)[0], read(rolled, slots[1], 1)[0])
+    assert plain.side_stores[0].tokens == rolled.side_stores[0].tokens
+
+
+def test_a_reused_slot_starts_empty():
+    cache = make_cache()
+    store = CountingStore()
+    cache.side_stores.append(store)
+    slot = cache.allocate(16)
+    write(cache, slot, 0, 9)
+    cache.free(slot)
+    assert cache.used_bytes == 0
+    again = cache.allocate(16)
+    assert again == slot
+    assert cache.length(again) == 0
+    assert store.tokens[again] == {}
+
+
+def test_accounting():
+    cache = make_cache(tokens=64, slots=4, page_size=4)
+    assert GEOMETRY.token_bytes == 2 * 2 * 2 * 8 * 4
+    assert cache.nbytes == (1 + 16 + 4) * 4 * GEOMETRY.token_bytes
+    cache.allocate(9)
+    assert cache.used_bytes == 12 * GEOMETRY.token_bytes
+
+
+def test_a_request_that_does_not_fit_is_refused_and_changes_nothing():
+    cache = make_cache(tokens=32, slots=2, max_length=32)
+    cache.allocate(24)
+    used = cache.used_bytes
+    with pytest.raises(CacheFullError, match=r"28 tokens needs 7 pages"):
+        cache.allocate(28)
+    assert cache.used_bytes == used
+    cache.allocate(8)
+    with pytest.raises(CacheFullError, match="0 slots are free"):
+        cache.allocate(1)
+
+
+def test_a_pool_larger_than_memory_is_refused_with_both_figures():
+    with pytest.raises(CacheFullError, match=r"needs [\d.]+ GiB and [\d.]+ GiB are free"):
+        PagedKVCache(GEOMETRY, tokens=10**12, slots=1)
+
+
+@pytest.mark.parametrize("length", [-1, 21])
+def test_a_length_outside_the_slot_is_refused(length):
+    cache = make_cache()
+    slot = cache.allocate(20)
+    with pytest.raises(UsageError, match="room for 20"):
+        cache.set_length(slot, length)
+
+
+def test_an_empty_slot_is_refused():
+    with pytest.raises(UsageError, match="holds no request"):
+        make_cache().length(2)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 24)), max_size=30))
+def test_pages_are_never_shared_and_never_lost(actions):
+    cache = make_cache(tokens=64, slots=4)
+    total = len(cache._free_pages)
+    held: list[int] = []
+    for release, tokens in actions:
+        if release and held:
+            cache.free(held.pop(0))
+        elif cache.fits(tokens):
+            held.append(cache.allocate(tokens))
+        tables = [page for slot in held for page in cache.block_table[slot].tolist() if page]
+        assert len(tables) == len(set(tables))
+        assert len(tables) + len(cache._free_pages) == total
+        assert 0 not in cache._free_pages
