@@ -214,12 +214,15 @@ class Engine:
         return updates
 
     def _gamma(self, requests: Sequence[ActiveRequest]) -> int:
-        """The round's draft length: no more than the requests can still use, none beyond the context's end."""
+        """The round's draft length: no row lies beyond the context's end.
+
+        It is not cut to what the requests may still produce: a request's rounds, and with them what a sparse method
+        selects, would then depend on its neighbours.
+        """
         if self.pair.draft is None:
             return 0
-        useful = max(active.limit - len(active.tokens) for active in requests) - 1
         room = self.pair.context_limit - 1 - max(active.length for active in requests)
-        return max(0, min(self.policy.choose(), useful, room))
+        return max(0, min(self.policy.choose(), room))
 
     def _batch(self, requests: Sequence[ActiveRequest]) -> Batch:
         device = self.speculator.target.device

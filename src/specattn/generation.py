@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import overload
 
 from specattn.engine import Engine, Progress
-from specattn.errors import UsageError
+from specattn.errors import SpecAttnError, UsageError
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
 from specattn.request import GenerationResult, Request
@@ -57,9 +57,11 @@ def generate(  # type: ignore[misc]
         progress: called with ``target`` or ``draft`` and the prompt tokens just read.
 
     Returns:
-        A result for each prompt, in their order; a single one for a single text.
+        A result for each prompt, in their order; a single one for a single text. Of several prompts one that fails
+        leaves the others running: its result says why in ``error``.
 
     Raises:
+        SpecAttnError: if the single prompt failed.
         UsageError: for input that cannot be served, before any work.
         CacheFullError: if the KV caches do not fit in memory.
     """
@@ -98,6 +100,8 @@ def generate(  # type: ignore[misc]
             if update.result is not None:
                 results[numbers[update.id]] = update.result
     ordered = [results[number] for number in range(len(requests))]
+    if single and ordered[0].error is not None:
+        raise SpecAttnError(ordered[0].error)
     return ordered[0] if single else ordered
 
 

@@ -1,4 +1,4 @@
-"""From tokens to text as they come, with stop strings that may span tokens and rounds."""
+"""Between text and tokens: text as tokens come, with stop strings that may span rounds; the tokens a text begins with."""
 
 from __future__ import annotations
 
@@ -53,3 +53,14 @@ class TextStream:
             if any(stop.startswith(self.text[-count:]) for stop in self._stop if len(stop) > count):
                 return count
         return 0
+
+
+def first_tokens(tokenizer: Any, text: str | Sequence[int], count: int) -> list[int]:
+    """The first ``count`` tokens of a text, or all if there are fewer; token ids pass through."""
+    if not isinstance(text, str):
+        return [int(token) for token in text][:count]
+    # A token is at most a few characters: there is no need to encode a whole book for its beginning.
+    tokens = list(tokenizer(text[: 16 * count])["input_ids"])
+    if len(tokens) < count:
+        tokens = list(tokenizer(text)["input_ids"])
+    return tokens[:count]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from specattn.errors import UsageError
+from specattn.text import first_tokens
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,7 @@ def load_documents(paths: Sequence[Path | str], tokenizer: Any, count: int) -> l
     documents = []
     for path in paths:
         text = read_text(path)
-        # A token is at most a few dozen characters; there is no need to encode a whole book for its beginning.
-        tokens = list(tokenizer(text[: 16 * count])["input_ids"])[:count]
-        if len(tokens) < count:
-            tokens = list(tokenizer(text)["input_ids"])[:count]
+        tokens = first_tokens(tokenizer, text, count)
         if len(tokens) < count:
             raise UsageError(
                 f"{path} has {len(tokens):,} tokens and {count:,} are needed; use a longer text or a shorter context"

@@ -45,7 +45,9 @@ def nucleus(weights: Tensor, p: float | Tensor, lengths: Tensor, *, sink: int = 
     fraction = _per_row(p, weights)
     mass = torch.where(visible, weights.float(), 0).clamp(min=0).double()
     total = mass.sum(-1, keepdim=True)
-    kept = _heaviest(_keys(weights, mass > 0, forced), mass, fraction * total)
+    needed = (fraction * total).clamp(min=torch.finfo(torch.float64).tiny)  # so that no row is left empty
+    # Zeros are hidden, so that rounding cannot ask for them when p is all but 1.
+    kept = _heaviest(_keys(weights, mass > 0, forced), mass, needed)
     everything = ~(fraction < 1) | ~(total > 0) | ~total.isfinite()
     return kept | (visible & everything)
 

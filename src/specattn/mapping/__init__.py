@@ -1,6 +1,4 @@
-"""The calibrated map between a target and its draft: which draft attention predicts which target attention."""
-
-from __future__ import annotations
+"""The calibrated map between a target and its draft: whose attention predicts whose."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -11,17 +9,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Mapping", "MappingMetadata", "calibrate"]
 
-_HOMES = {"Mapping": "artifact", "MappingMetadata": "artifact", "calibrate": "calibrate"}
+_HOME = {"Mapping": "artifact", "MappingMetadata": "artifact", "calibrate": "calibrate"}
 
+if not TYPE_CHECKING:  # a type checker takes the imports above, and so still sees a misspelled name
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # Bound here, because importing the module ``calibrate`` has just bound the module under that name.
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        # Importing the module ``calibrate`` has just bound that module here; the function takes its place.
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

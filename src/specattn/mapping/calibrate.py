@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,13 +14,15 @@ from specattn.attention import attached
 from specattn.cache import check_memory
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
-from specattn.mapping.artifact import Mapping, MappingMetadata, config_hash
+from specattn.mapping.artifact import Mapping, MappingMetadata
+from specattn.mapping.identity import config_hash, describe
 from specattn.mapping.layer_map import monotone_map
 from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence, select_heads
 from specattn.mapping.samples import Geometry, RoundSample
 from specattn.mapping.similarity import METRICS, similarity
 from specattn.mapping.statistics import collect, statistics_bytes
 from specattn.pairs import Pair
+from specattn.text import first_tokens
 
 Progress = Callable[[str, int], None]
 """Called with a stage (``target``, ``draft``, ``mixture``) and how many tokens or passes of it were just finished."""
@@ -30,7 +33,7 @@ ITERATIONS = 60
 
 def calibrate(
     pair: Pair,
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
     *,
     tokens: int = 4096,
     rounds: int = 128,
@@ -44,7 +47,7 @@ def calibrate(
 
     Args:
         pair: target and draft.
-        texts: what to calibrate on: text like that which will be served.
+        texts: what to calibrate on, as text or token ids: the like of what will be served.
         tokens: how much of each text is read; longer contexts teach longer distances.
         rounds: rounds sampled in each text.
         gamma: draft length of the sampled rounds.
@@ -67,19 +70,16 @@ def calibrate(
     samples: list[RoundSample] = []
     with attached(pair.target, pair.draft):
         for ids in tokenized:
-            samples += collect(
-                pair, ids, rounds=rounds, gamma=gamma, generator=generator, progress=progress
-            )
-    return _fit(pair, geometry, samples, texts, tokens=tokens, metric=metric, heads=heads, progress=progress)
+            samples += collect(pair, ids, rounds=rounds, gamma=gamma, generator=generator, progress=progress)
+    return _fit(pair, geometry, samples, tokenized, metric=metric, heads=heads, progress=progress)
 
 
 def _fit(
     pair: Pair,
     geometry: Geometry,
     samples: Sequence[RoundSample],
-    texts: Sequence[str],
+    tokenized: Sequence[Sequence[int]],
     *,
-    tokens: int,
     metric: str,
     heads: int,
     progress: Progress | None,
@@ -106,13 +106,13 @@ def _fit(
         global_kv=global_kv.cpu(),
         global_query=global_query.cpu(),
         metadata=MappingMetadata(
-            target=str(pair.target.config._name_or_path),
+            target=describe(pair.target.config),
             target_hash=config_hash(pair.target.config),
-            draft=str(pair.draft.config._name_or_path),
+            draft=describe(pair.draft.config),
             draft_hash=config_hash(pair.draft.config),
-            text_hash=hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+            text_hash=hashlib.sha256(json.dumps(tokenized).encode()).hexdigest(),
             metric=metric,
-            tokens=tokens,
+            tokens=sum(len(ids) for ids in tokenized),
             rounds=len(samples),
             specattn=specattn.__version__,
             geometry=geometry,
@@ -146,16 +146,14 @@ def _kv_geometries(pair: Pair) -> tuple[KVGeometry, KVGeometry]:
     )
 
 
-def _tokens(pair: Pair, number: int, text: str, count: int) -> list[int]:
-    ids = list(pair.tokenizer(text[: 16 * count])["input_ids"])
-    if len(ids) < count:
-        ids = list(pair.tokenizer(text)["input_ids"])
+def _tokens(pair: Pair, number: int, text: str | Sequence[int], count: int) -> list[int]:
+    ids = first_tokens(pair.tokenizer, text, count)
     if len(ids) < count:
         raise UsageError(
             f"text {number + 1} has {len(ids):,} tokens and {count:,} are to be read; "
             "use a longer text or fewer tokens"
         )
-    return ids[:count]
+    return ids
 
 
 def _kv_mean(divergence: Tensor, geometry: Geometry) -> float:

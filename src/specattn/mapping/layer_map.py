@@ -11,7 +11,7 @@ from specattn.errors import UsageError
 def monotone_map(similarity: Tensor) -> Tensor:
     """The non-decreasing map of target to draft layers with the largest total similarity (arXiv 2510.27641).
 
-    One draft layer may serve many target layers. Among equally good maps it is the lexicographically smallest.
+    One draft layer may serve many target layers. Of equally good maps it is the lexicographically smallest.
 
     Args:
         similarity: ``[target_layers, draft_layers]``, finite.

@@ -40,13 +40,13 @@ def similarity(samples: Iterable[RoundSample], geometry: Geometry, metric: str =
 
 
 def negative_kl(target: Tensor, draft: Tensor) -> Tensor:
-    """``-KL(target || draft)`` in nats, ``[T, L]`` and ``[D, L]`` to ``[T, D]``; EPSILON fills the draft's zeros."""
+    """``-KL(target || draft)`` in nats; :data:`EPSILON` stands in for the draft's zeros."""
     self_information = torch.special.xlogy(target, target).sum(-1, keepdim=True)
     return target @ (draft + EPSILON).log().T - self_information
 
 
 def negative_js(target: Tensor, draft: Tensor) -> Tensor:
-    """Negative Jensen-Shannon divergence in nats, between ``-log 2`` (disjoint) and 0; finite for any zeros."""
+    """Negative Jensen-Shannon divergence in nats, from ``-log 2`` (disjoint) to 0; zeros are no trouble."""
     target_entropy, draft_entropy = _entropy(target), _entropy(draft)
     columns = [
         (target_entropy + entropy) / 2 - _entropy((target + row) / 2)

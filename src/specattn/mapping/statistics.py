@@ -58,7 +58,9 @@ class RecordAttend(DenseAttend):
         samples: for each position n, bfloat16 ``[layers * query_heads, n]``.
     """
 
-    def __init__(self, geometry: KVGeometry, positions: Sequence[int], rows: int, device: torch.device) -> None:
+    def __init__(
+        self, geometry: KVGeometry, positions: Sequence[int], rows: int, device: torch.device
+    ) -> None:
         self.geometry, self.rows = geometry, rows
         heads = geometry.layers * geometry.query_heads
         self.samples = {n: torch.zeros(heads, n, dtype=DTYPE, device=device) for n in positions}

@@ -29,9 +29,7 @@ def check_config(config: PreTrainedConfig, name: str) -> None:
         )
     feature = _unsupported_feature(config)
     if feature:
-        raise UsageError(
-            f"{name} uses {feature}, which its attention here does not implement. Use another model."
-        )
+        raise UsageError(f"{name} uses {feature}, which is not supported. Use another model.")
 
 
 def _unsupported_feature(config: PreTrainedConfig) -> str | None:
@@ -41,7 +39,8 @@ def _unsupported_feature(config: PreTrainedConfig) -> str | None:
         return "bidirectional attention (use_bidirectional_attention)"
     if getattr(config, "is_causal", True) is False:
         return "attention that is not causal (is_causal=False)"
-    return None
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    return f"layers of type {', '.join(sorted(kinds))}" if kinds else None
 
 
 def check_modules(model: PreTrainedModel, name: str) -> None:
@@ -51,14 +50,12 @@ def check_modules(model: PreTrainedModel, name: str) -> None:
         UsageError: names the model and the layer.
     """
     for path, module in model.named_modules():
-        if not hasattr(module, "layer_idx") or not hasattr(module, "is_causal"):
+        if not hasattr(module, "layer_idx"):
             continue
-        if module.is_causal is False:
-            raise UsageError(f"{name}: {path} is not causal, which is not supported. Use another model.")
-        if any(getattr(module, sink, None) is not None for sink in ("sinks", "s_aux")):
-            raise UsageError(
-                f"{name}: {path} has attention sinks, which are not supported. Use another model."
-            )
+        sinks = any(getattr(module, sink, None) is not None for sink in ("sinks", "s_aux"))
+        if sinks or getattr(module, "is_causal", True) is False:
+            what = "attention sinks" if sinks else "attention that is not causal"
+            raise UsageError(f"{name}: {path} has {what}, which is not supported. Use another model.")
 
 
 def check_tokenizers(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:
@@ -67,18 +64,15 @@ def check_tokenizers(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizer
     Raises:
         UsageError: names a token that they disagree on.
     """
-    theirs, ours = _tokens(draft), _tokens(target)
-    if theirs == ours:
+    ours, theirs = _tokens(target), _tokens(draft)
+    different = {token for token, _ in ours.items() ^ theirs.items()}
+    if not different:
         return
-    different = sorted(
-        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
-        key=lambda token: min(vocab[token] for vocab in (ours, theirs) if token in vocab),
-    )
-    token = different[0]
+    token = min(different, key=lambda token: (ours.get(token, len(ours)), token))
     raise UsageError(
-        f"target and draft have different tokenizers: {len(different):,} of {len(ours.keys() | theirs.keys()):,}"
-        f" tokens differ, the first of them {token!r} (id {ours.get(token, 'none')} in the target,"
-        f" {theirs.get(token, 'none')} in the draft). Use a draft of the target's family."
+        f"target and draft have different tokenizers: {len(different):,} tokens differ, such as {token!r}"
+        f" (id {ours.get(token)} in the target, {theirs.get(token)} in the draft)."
+        " Use a draft of the target's family."
     )
 
 
@@ -98,8 +92,8 @@ def check_rows(target: PreTrainedConfig, draft: PreTrainedConfig, tokens: int) -
     known = min(target.vocab_size, tokens)
     if draft.vocab_size < known:
         raise UsageError(
-            f"the draft knows {draft.vocab_size:,} token ids, the target {known:,}: they cannot share a tokenizer."
-            " Use a draft of the target's family."
+            f"the draft knows {draft.vocab_size:,} token ids, the target {known:,}: they cannot share a"
+            " tokenizer. Use a draft of the target's family."
         )
 
 
@@ -111,6 +105,6 @@ def check_smaller(target: int, draft: int) -> None:
     """
     if draft >= target:
         raise UsageError(
-            f"the draft has {draft:,} parameters and the target {target:,}: the draft must be the smaller one."
+            f"the draft has {draft:,} parameters and the target {target:,}: the draft must be smaller."
             " Swap them, or choose a smaller draft."
         )

@@ -38,7 +38,7 @@ def convert_file(path: Path, dtype: torch.dtype) -> Path:
 def convert_builtin(model: BuiltinModel, dtype: torch.dtype) -> Path:
     """The folder of a built-in model's conversion; its parts are needed only to make it."""
     return _conversion(
-        model.sha256, dtype, model.name, lambda scratch: assemble(model, scratch / "model.gguf")
+        model.sha256, dtype, model.name, lambda scratch: assemble(model, scratch / f"{model.name}.gguf")
     )
 
 
@@ -59,15 +59,15 @@ def _conversion(sha256: str, dtype: torch.dtype, name: str, provide: Callable[[P
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        # One process converts, others wait for it: so whatever scratch folder is there was left by a killed one.
+        # One process converts, others wait for it: a scratch folder that is there was left by a killed one.
         with FileLock(f"{final}.lock"):
             if not final.is_dir():
                 tqdm.write(f"converting {name} to safetensors, once (a minute or two)", file=sys.stderr)
                 _convert_into(final, dtype, provide)
     except OSError as error:
         raise SpecAttnError(
-            f"could not convert {name} in {final.parent}: {error}. Free some space there (a converted model takes"
-            " two bytes a parameter in bfloat16), or choose another folder with SPECATTN_CACHE."
+            f"could not convert {name} in {final.parent}: {error}. Free some space there (a model takes two"
+            " bytes a parameter in bfloat16), or choose another folder with SPECATTN_CACHE."
         ) from error
     return final
 

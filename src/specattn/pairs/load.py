@@ -12,6 +12,7 @@ from specattn.pairs.builtin import BUILTIN, MODELS, suggest
 from specattn.pairs.checks import check_config, check_modules, check_rows, check_smaller, check_tokenizers
 from specattn.pairs.pair import Pair
 from specattn.pairs.source import Source, locate, open_source
+from specattn.pairs.weights import read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,12 +40,8 @@ def load_pair(
         UsageError: an unknown name, a model that cannot be found or is not supported, models that do not fit.
         SpecAttnError: the weights could not be converted or do not fit on the device.
     """
-    references, label = _references(name, target, draft)
     device, dtype = resolve_device(device), resolve_dtype(dtype)
-    locations = [locate(reference, dtype) for reference in references]
-    sources = [open_source(ref, place, dtype) for ref, place in zip(references, locations, strict=True)]
-    if len(sources) == 2:
-        check_sources(*sources)
+    label, sources = find_sources(name, target, draft, dtype)
     target_model = load_model(sources[0], device, dtype)
     draft_model = load_model(sources[1], device, target_model.dtype) if len(sources) == 2 else None
     return Pair(label, target_model, draft_model, sources[0].tokenizer, _mapping_file(name))
@@ -56,7 +53,7 @@ def make_pair(
     tokenizer: PreTrainedTokenizerBase,
     name: str | None = None,
 ) -> Pair:
-    """A pair of models that are loaded already, after the same checks; sets both to eval mode, without gradients.
+    """A pair of loaded models, after the same checks; sets both to eval mode, without gradients.
 
     Raises:
         UsageError: a model that is not supported, models that do not fit or lie on different devices.
@@ -70,13 +67,33 @@ def make_pair(
     if draft_model is not None:
         check_rows(target_model.config, draft_model.config, len(tokenizer))
         check_smaller(target_model.num_parameters(), draft_model.num_parameters())
-        for what in ("device", "dtype"):
-            ours, theirs = getattr(target_model, what), getattr(draft_model, what)
-            if ours != theirs:
-                raise UsageError(
-                    f"the target has {what} {ours}, the draft {theirs}: move the draft with draft.to({ours!r})"
-                )
+        _check_placement(target_model, draft_model)
     return Pair(name or " + ".join(names), target_model, draft_model, tokenizer, _mapping_file(name))
+
+
+def find_sources(
+    name: str | None, target: str | Path | None, draft: str | Path | None, dtype: torch.dtype | str
+) -> tuple[str, list[Source]]:
+    """What the pair is called, and its target and draft: found, and known to fit, but without weights.
+
+    Raises:
+        UsageError: as :func:`load_pair`.
+    """
+    references, label = _references(name, target, draft)
+    locations = [locate(reference, dtype) for reference in references]
+    sources = [open_source(ref, place, dtype) for ref, place in zip(references, locations, strict=True)]
+    if len(sources) == 2:
+        check_sources(*sources)
+    return label, sources
+
+
+def _check_placement(target: PreTrainedModel, draft: PreTrainedModel) -> None:
+    ours, theirs = (target.device, target.dtype), (draft.device, draft.dtype)
+    if ours != theirs:
+        raise UsageError(
+            f"the target is on {ours[0]} in {ours[1]}, the draft on {theirs[0]} in {theirs[1]}."
+            " Move the draft: draft.to(target.device, target.dtype)."
+        )
 
 
 def check_sources(target: Source, draft: Source) -> None:
@@ -90,29 +107,17 @@ def load_model(source: Source, device: torch.device, dtype: torch.dtype | str) -
     """The model's weights on ``device``, in eval mode, without gradients.
 
     Raises:
-        UsageError: the checkpoint is incomplete.
-        SpecAttnError: the weights do not fit on the device.
+        UsageError: the weights cannot be read, or some are missing.
+        SpecAttnError: they do not fit on the device.
     """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
-        model = model.requires_grad_(False).eval().to(device)
-    except OSError as error:
-        raise UsageError(
-            f"{source.name}: its weights cannot be read ({error}). Download the model again."
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise SpecAttnError(f"{source.name} does not fit on {device}: {error}") from error
-    if info["missing_keys"]:
-        raise UsageError(
-            f"{source.name}: {len(info['missing_keys'])} weights are missing, such as {min(info['missing_keys'])}."
-            " Download the model again."
-        )
+    model = read_weights(source.name, source.location, dtype=dtype, attn_implementation="sdpa")
     check_modules(model, source.name)
-    return model
+    try:
+        return model.requires_grad_(False).eval().to(device)
+    except torch.OutOfMemoryError as error:
+        raise SpecAttnError(
+            f"{source.name} does not fit on {device}: {error} Free its memory, or use a smaller model."
+        ) from error
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -124,9 +129,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"device {device!r} is not a device. Use cpu, cuda or cuda:N.") from error
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {device!r} is not there: {torch.cuda.device_count()} CUDA device(s) found. Use cpu."
-        )
+        raise UsageError(f"device {device!r} is not there: {torch.cuda.device_count()} CUDA device(s) found.")
     return resolved
 
 

@@ -50,12 +50,12 @@ class Pair:
 
     @property
     def vocab_size(self) -> int:
-        """Token ids that both models know. Ids from ``len(tokenizer)`` on are padding rows of the embeddings."""
+        """Token ids that both models know; from ``len(tokenizer)`` on they are padding of the embeddings."""
         return min(model.config.vocab_size for model in self.models)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every token that ends an answer: those of the target's generation config and the tokenizer's own."""
+        """Every token that ends an answer: by the target's generation config, and the tokenizer's own."""
         ids = self.target.generation_config.eos_token_id if self.target.generation_config else None
         several = ids if isinstance(ids, list | tuple) else [ids]
         return frozenset(i for i in (*several, self.tokenizer.eos_token_id) if i is not None)

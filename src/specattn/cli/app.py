@@ -1,0 +1,50 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import specattn
+from specattn.cli.calibrate import calibrate
+from specattn.cli.errors import Command
+from specattn.cli.evaluate import fidelity, perplexity
+from specattn.cli.generate import generate
+from specattn.cli.info import info
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+# Completion asks which shell is running; tracebacks are our own business (errors.py).
+app = typer.Typer(
+    context_settings=SETTINGS, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
+evaluation = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"specattn {specattn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Long-context decoding in which the draft model tells the target which KV-cache tokens to read."""
+
+
+@evaluation.callback()
+def _evaluation() -> None:
+    """Measure what a method costs in quality, against the same model reading everything."""
+
+
+app.command(cls=Command)(generate)
+app.command(cls=Command)(calibrate)
+app.add_typer(evaluation, name="eval")
+evaluation.command(cls=Command)(fidelity)
+evaluation.command(cls=Command)(perplexity)
+app.command(cls=Command)(info)

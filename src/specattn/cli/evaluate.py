@@ -1,0 +1,225 @@
+"""``specattn eval``: what a method costs in quality, on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specattn.cli.models import Models, load_mapping
+from specattn.cli.options import (
+    OUTPUT,
+    Debug,
+    Device,
+    Draft,
+    Dtype,
+    FixedGamma,
+    Json,
+    MappingFile,
+    MethodList,
+    PairName,
+    Target,
+    Texts,
+)
+from specattn.cli.output import check_plot, console, print_json
+from specattn.cli.progress import Bars
+from specattn.cli.tables import FIDELITY, PERPLEXITY, View, results_table
+from specattn.errors import UsageError
+
+if TYPE_CHECKING:
+    from specattn.evaluation.fidelity import FidelityResult
+    from specattn.mapping.artifact import Mapping
+    from specattn.pairs import Pair
+    from specattn.selection.base import Method
+
+Context = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each text.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Draw KL against the KV bytes read.", rich_help_panel=OUTPUT),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="A row for each document.", rich_help_panel=OUTPUT)]
+
+
+def fidelity(
+    text: Texts,
+    context: Context = 4096,
+    rows: Annotated[
+        int, typer.Option(metavar="R", min=1, help="The last tokens, which are decoded with the method.")
+    ] = 255,
+    gamma: FixedGamma = 4,
+    methods: MethodList = "specattn",
+    mapping: MappingFile = None,
+    plot: Plot = None,
+    pair: PairName = None,
+    target: Target = None,
+    draft: Draft = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far the next-token distributions stray from dense attention's: KL, total variation, agreement."""
+    protocol = Protocol(text, context, rows, gamma)
+    models = Models(pair, target, draft, device, dtype)
+    _run(FIDELITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
+
+
+def perplexity(
+    text: Texts,
+    context: Context = 2048,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            min=1,
+            help="The last tokens, which are decoded with the method.",
+            show_default="90 % of the context",
+        ),
+    ] = None,
+    gamma: FixedGamma = 4,
+    methods: MethodList = "specattn",
+    mapping: MappingFile = None,
+    plot: Plot = None,
+    pair: PairName = None,
+    target: Target = None,
+    draft: Draft = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    verbose: Verbose = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Perplexity in the protocol of the SpecAttn paper: the first tenth of the text is read densely."""
+    protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma)
+    models = Models(pair, target, draft, device, dtype)
+    _run(PERPLEXITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is decoded: the last ``rows`` of ``context`` tokens of each text, in rounds of ``gamma + 1``."""
+
+    texts: Sequence[Path]
+    context: int
+    rows: int
+    gamma: int
+
+    def check(self) -> None:
+        """Refuse what can be refused without a model.
+
+        Raises:
+            UsageError: if a text cannot be read, two have one name, or the rows fill the context.
+        """
+        from specattn.evaluation.documents import read_text
+
+        for path in self.texts:
+            read_text(path)
+        names = [path.stem for path in self.texts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(
+                f"two texts are called {twice[0]!r}; rename one, results are told apart by the name"
+            )
+        if self.rows >= self.context:
+            raise UsageError(
+                f"--rows {self.rows} must be below --context {self.context}; what is left is read densely"
+            )
+
+    def total(self, what: str) -> int:
+        """Tokens that a stage of the evaluation will report."""
+        return self.context - self.rows if what.endswith("prefill") else self.rows
+
+
+def _run(
+    view: View,
+    protocol: Protocol,
+    methods: str,
+    mapping: Path | None,
+    models: Models,
+    *,
+    plot: Path | None,
+    verbose: bool,
+    json: bool,
+) -> None:
+    """Evaluate and report; an interruption or an error on the way keeps the results that there are."""
+    from specattn.evaluation.summary import plot_frontier
+
+    chosen = _methods(methods)
+    protocol.check()
+    check_plot(plot)
+    calibrated = load_mapping(mapping)
+    pair, _ = models.load()
+    results: list[FidelityResult] = []
+    failure: BaseException | None = None
+    try:
+        _evaluate(pair, protocol, chosen, calibrated, results)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, UsageError) and not results:
+            raise  # refused before any work
+        failure = error
+    if results:
+        console().print(results_table(results, view, by_document=verbose or len(protocol.texts) > 1))
+    if json:
+        print_json(_report(pair, protocol, results, view, complete=failure is None))
+    if results and plot is not None:
+        plot_frontier(results, plot)
+    if failure is not None:
+        raise failure
+
+
+def _methods(text: str) -> list[Method]:
+    from specattn.selection.registry import parse_method, split_methods
+
+    methods = [parse_method(name) for name in split_methods(text)]
+    if not methods:
+        raise UsageError("--methods names no method; give at least one, such as specattn:p=0.9")
+    return methods
+
+
+def _evaluate(
+    pair: Pair,
+    protocol: Protocol,
+    methods: Sequence[Method],
+    mapping: Mapping | None,
+    results: list[FidelityResult],
+) -> None:
+    """Append a result to ``results`` as soon as it is there."""
+    from specattn.evaluation.documents import load_documents
+    from specattn.evaluation.fidelity import check_protocol, evaluate
+
+    check_protocol(pair, protocol.context, protocol.rows, protocol.gamma)
+    documents = load_documents(protocol.texts, pair.tokenizer, protocol.context + 1)
+    with Bars(protocol.total) as bars:
+        for result in evaluate(
+            pair,
+            documents,
+            methods,
+            context=protocol.context,
+            rows=protocol.rows,
+            gamma=protocol.gamma,
+            mapping=mapping,
+            progress=bars,
+        ):
+            results.append(result)
+
+
+def _report(
+    pair: Pair, protocol: Protocol, results: Sequence[FidelityResult], view: View, *, complete: bool
+) -> dict[str, Any]:
+    """The JSON document."""
+    from specattn.environment import environment
+
+    return {
+        "pair": pair.name,
+        "context": protocol.context,
+        "rows": protocol.rows,
+        "gamma": protocol.gamma,
+        "documents": [path.stem for path in protocol.texts],
+        "results": [{name: getattr(result, name) for name in view.fields} for result in results],
+        "complete": complete,
+        "environment": environment(pair.device, pair.dtype),
+    }

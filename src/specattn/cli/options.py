@@ -1,0 +1,136 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specattn.gamma import check_gamma
+
+MODELS, METHOD, SAMPLING, OUTPUT = "Models", "Method", "Sampling", "Output"
+"""The panels of the help text."""
+
+
+def parse_gamma(text: str) -> int | str:
+    """A number of draft tokens, or ``auto``.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    try:
+        gamma: int | str = int(text)
+    except ValueError:
+        gamma = text
+    check_gamma(gamma)
+    return gamma
+
+
+PairName = Annotated[
+    str | None,
+    typer.Option(
+        "--pair", metavar="NAME", help="A built-in pair; see `specattn info`.", rich_help_panel=MODELS
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The target: a hub id, a folder, a GGUF file or a built-in model.",
+        rich_help_panel=MODELS,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The draft, a smaller model with the target's tokenizer.",
+        rich_help_panel=MODELS,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:N; by default CUDA if there is any.",
+        rich_help_panel=MODELS,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="bfloat16 (the default), float16, float32, or auto: the checkpoint's own.",
+        rich_help_panel=MODELS,
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="How the target's tokens are selected; see `specattn info`.",
+        rich_help_panel=METHOD,
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--option",
+        metavar="OPTION=VALUE",
+        help="An option of the method, such as p=0.9. Repeatable.",
+        rich_help_panel=METHOD,
+    ),
+]
+MethodList = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        metavar="METHODS",
+        help="Methods with their options: specattn:p=0.9:sink=8,streaming:budget=0.1",
+        rich_help_panel=METHOD,
+    ),
+]
+MappingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--mapping",
+        metavar="FILE",
+        help="The calibrated mapping; by default the one that comes with the pair.",
+        rich_help_panel=METHOD,
+    ),
+]
+Gamma = Annotated[
+    str,
+    typer.Option(
+        "--gamma",
+        metavar="K|auto",
+        help="Draft tokens a round, or auto: as many as pay.",
+        rich_help_panel=METHOD,
+    ),
+]
+FixedGamma = Annotated[
+    int,
+    typer.Option(
+        "--gamma",
+        metavar="K",
+        min=1,
+        help="Draft tokens a round; a round has K + 1 rows.",
+        rich_help_panel=METHOD,
+    ),
+]
+Texts = Annotated[
+    list[Path],
+    typer.Option("--text", metavar="FILE", help="A text file, UTF-8. Repeatable."),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON document as the last line of stdout.", rich_help_panel=OUTPUT
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)
+]

@@ -1,0 +1,78 @@
+"""The statistics of a generation, as a panel for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+    from rich.table import Table
+
+BAR = 32
+"""Columns of the longest bar."""
+
+
+def panel(report: dict[str, Any]) -> Panel:
+    """The panel of a report, the JSON document of ``specattn generate``."""
+    from rich.console import Group
+    from rich.panel import Panel
+
+    parts: list[Table | str] = [_figures(report)]
+    if report["accepted_per_round"] and report["gamma"]:
+        parts += ["", "draft tokens accepted in a round", _histogram(report)]
+    return Panel(Group(*parts), title="statistics", title_align="left", expand=False)
+
+
+def histogram(accepted: Sequence[int], gamma: int) -> list[tuple[int, int, str]]:
+    """For each accepted length from 0 to ``gamma``: the rounds that had it, and a bar."""
+    counts = Counter(accepted)
+    most = max(counts.values(), default=1)
+    return [(length, counts[length], "█" * round(BAR * counts[length] / most)) for length in range(gamma + 1)]
+
+
+def _histogram(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    accepted = report["accepted_per_round"]
+    # gamma may be "auto"; what was accepted bounds it from below.
+    gamma = max([*accepted, *(g for g in (report["gamma"],) if isinstance(g, int))])
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="bold")
+    table.add_column(style="cyan")
+    table.add_column()
+    for length, rounds, bar in histogram(accepted, gamma):
+        share = rounds / len(accepted)
+        table.add_row(str(length), bar, f"{rounds} ({share:.0%})" if rounds else "")
+    return table
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from specattn.memory import human_bytes
+
+    rounds, seconds, memory = report["rounds"], report["seconds"], report["memory"]
+    where = report["environment"]
+    options = " ".join(f"{name}={value}" for name, value in report["options"].items())
+    decoded = max(0, len(report["tokens"]) - 1)
+    rows = {
+        "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
+        "method": f"{report['method']} {options}",
+        "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
+        f" ({report['finish_reason']})",
+        "speed": f"{report['tokens_per_second']:.1f} tokens/s; load {seconds['load']:.1f} s,"
+        f" prefill {seconds['prefill']:.1f} s, decode {seconds['decode']:.1f} s",
+        "KV read": f"target {report['kv_read_fraction']:.1%}, draft {report['draft_read_fraction']:.1%}"
+        " of the target's full reads",
+        "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens,"
+        f" {report['acceptance_rate']:.1%} of the draft's accepted",
+        "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
+        f" {human_bytes(memory['peak_bytes'])} at most",
+    }
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,110 @@
+"""Evaluation results as tables: which figures a protocol reports, and how people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from specattn.evaluation.fidelity import FidelityResult
+
+Figures = Mapping[str, float]
+"""The figures of one row, by their names in the JSON document."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a protocol shows of a result.
+
+    Attributes:
+        title: of the table.
+        figures: their names in the JSON document.
+        columns: a heading, and the cell below it.
+    """
+
+    title: str
+    figures: tuple[str, ...]
+    columns: tuple[tuple[str, Callable[[Figures], str]], ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a result in the JSON document."""
+        return ("method", "options", "document", *self.figures)
+
+
+def _share(name: str) -> Callable[[Figures], str]:
+    return lambda row: f"{row[name]:.1%}"
+
+
+def _number(name: str, digits: int) -> Callable[[Figures], str]:
+    return lambda row: f"{row[name]:.{digits}f}"
+
+
+def _change(row: Figures) -> str:
+    return f"{row['perplexity'] / row['perplexity_dense'] - 1:+.2%}"
+
+
+FIDELITY = View(
+    title="fidelity to dense attention",
+    figures=(
+        "kl",
+        "total_variation",
+        "top1_agreement",
+        "perplexity",
+        "perplexity_dense",
+        "attention_mass",
+        "kv_read_fraction",
+        "draft_read_fraction",
+    ),
+    columns=(
+        ("KL", _number("kl", 4)),
+        ("TV", _number("total_variation", 4)),
+        ("top-1", _share("top1_agreement")),
+        ("ppl", _number("perplexity", 3)),
+        ("dense", _number("perplexity_dense", 3)),
+        ("mass", _share("attention_mass")),
+        ("KV read", _share("kv_read_fraction")),
+        ("draft", _share("draft_read_fraction")),
+    ),
+)
+
+PERPLEXITY = View(
+    title="perplexity",
+    figures=("perplexity", "perplexity_dense", "kv_read_fraction", "draft_read_fraction"),
+    columns=(
+        ("perplexity", _number("perplexity", 3)),
+        ("dense", _number("perplexity_dense", 3)),
+        ("change", _change),
+        ("KV read less", lambda row: f"{1 - row['kv_read_fraction']:.1%}"),
+        ("draft read", _share("draft_read_fraction")),
+    ),
+)
+
+
+def results_table(results: Sequence[FidelityResult], view: View, *, by_document: bool) -> Table:
+    """A row for each method with its options: its mean over the documents, then each of them if wanted."""
+    from rich.table import Table
+
+    from specattn.evaluation.summary import distinguishing_options, label, means
+
+    options = distinguishing_options(results)
+    table = Table(title=view.title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    if by_document:
+        table.add_column("document")
+    for heading, _ in view.columns:
+        table.add_column(heading, justify="right")
+    for name, figures in means(results).items():
+        table.add_row(name, *(["mean"] if by_document else []), *_cells(view, figures), style="bold")
+        if by_document:
+            for result in results:
+                if label(result, options[result.method]) == name:
+                    table.add_row("", result.document, *_cells(view, vars(result)))
+    return table
+
+
+def _cells(view: View, figures: Figures) -> list[str]:
+    return [cell(figures) for _, cell in view.columns]

@@ -1,0 +1,202 @@
+"""``specattn eval``: the results, kept whatever happens, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command import document, run
+
+import specattn.evaluation.fidelity
+from specattn.evaluation.documents import load_documents
+from specattn.evaluation.fidelity import evaluate
+from specattn.evaluation.summary import means
+from specattn.mapping import Mapping
+from specattn.selection.registry import parse_method
+
+METHODS = "specattn:p=0.6:dense_layers=0,streaming:budget=0.2,streaming:budget=0.5"
+FIGURES = [
+    "kl",
+    "total_variation",
+    "top1_agreement",
+    "perplexity",
+    "perplexity_dense",
+    "attention_mass",
+    "kv_read_fraction",
+    "draft_read_fraction",
+]
+
+
+@pytest.fixture
+def second(tiny: SimpleNamespace, tmp_path: Path) -> Path:
+    path = tmp_path / "second.txt"
+    path.write_text(tiny.text.read_text(encoding="utf-8")[123:], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def evaluation(tiny: SimpleNamespace):
+    def call(command: str, *arguments: object, methods: str = METHODS):
+        files = ["--text", tiny.text, "--mapping", tiny.mapping, *tiny.models]
+        return run("eval", command, *files, "--methods", methods, "--context", 80, *arguments)
+
+    return call
+
+
+def test_fidelity_is_that_of_the_library(evaluation, tiny: SimpleNamespace, second: Path) -> None:
+    report = document(evaluation("fidelity", "--text", second, "--rows", 20, "--gamma", 3, "--json"))
+    assert list(report)[:6] == ["pair", "context", "rows", "gamma", "documents", "results"]
+    assert (report["context"], report["rows"], report["gamma"]) == (80, 20, 3)
+    assert report["documents"] == ["book", "second"] and report["complete"] is True
+    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 81)
+    methods = [parse_method(method) for method in METHODS.split(",")]
+    mapping = Mapping.load(tiny.mapping)
+    expected = list(evaluate(tiny.pair, documents, methods, context=80, rows=20, gamma=3, mapping=mapping))
+    assert len(report["results"]) == len(expected) == 6
+    for found, result in zip(report["results"], expected, strict=True):
+        assert list(found) == ["method", "options", "document", *FIGURES]
+        assert (found["method"], found["document"]) == (result.method, result.document)
+        assert found["options"] == result.options
+        assert [found[name] for name in FIGURES] == pytest.approx([getattr(result, name) for name in FIGURES])
+
+
+def test_perplexity_has_the_papers_protocol(tiny: SimpleNamespace, evaluation) -> None:
+    report = document(evaluation("perplexity", "--json"))
+    assert (report["context"], report["rows"]) == (80, 72)
+    assert list(report["results"][0]) == [
+        "method",
+        "options",
+        "document",
+        "perplexity",
+        "perplexity_dense",
+        "kv_read_fraction",
+        "draft_read_fraction",
+    ]
+
+
+def test_the_defaults_are_the_papers() -> None:
+    from specattn.cli.docs import markdown
+
+    perplexity = markdown().split("## specattn eval perplexity")[1]
+    assert "[default: 2048; x>=2]" in perplexity and "90 % of the context" in perplexity
+    assert 2048 * 9 // 10 == 1843
+
+
+def test_perplexity_shows_the_change_and_what_was_not_read(evaluation) -> None:
+    result = evaluation("perplexity", "--json", methods="streaming:budget=0.2:dense_layers=0")
+    (row,) = document(result)["results"]
+    assert f"{row['perplexity'] / row['perplexity_dense'] - 1:+.2%}" in result.stderr
+    assert f"{1 - row['kv_read_fraction']:.1%}" in result.stderr
+    assert "streaming budget=0.2" in result.stderr
+
+
+def test_fidelity_shows_a_row_a_method(evaluation) -> None:
+    result = evaluation("fidelity", "--rows", 20)
+    assert result.exit_code == 0 and result.stdout == ""
+    for method in ("specattn p=0.6", "streaming budget=0.2", "streaming budget=0.5"):
+        assert method in result.stderr
+    assert "book" not in result.stderr
+
+
+@pytest.mark.parametrize("extra", ["verbose", "second"])
+def test_documents_have_their_own_rows_if_there_are_several_or_they_are_asked_for(
+    evaluation, second: Path, extra: str
+) -> None:
+    options = ["--verbose"] if extra == "verbose" else ["--text", second]
+    result = evaluation("fidelity", "--rows", 20, *options, "--json", methods="streaming")
+    assert "mean" in result.stderr and "book" in result.stderr
+    assert ("second" in result.stderr) == (extra == "second")
+    for row in document(result)["results"]:
+        assert f"{row['kl']:.4f}" in result.stderr
+
+
+def test_the_mean_is_that_of_the_summary(evaluation, tiny: SimpleNamespace, second: Path) -> None:
+    result = evaluation("fidelity", "--rows", 20, "--text", second, methods="streaming")
+    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 81)
+    expected = means(list(evaluate(tiny.pair, documents, [parse_method("streaming")], context=80, rows=20)))
+    (line,) = [line for line in result.stderr.splitlines() if "mean" in line]
+    assert f"{expected['streaming budget=0.1']['kl']:.4f}" in line
+
+
+def test_a_plot_of_the_frontier(evaluation, tmp_path: Path) -> None:
+    plot = tmp_path / "frontier.png"
+    assert evaluation("fidelity", "--rows", 20, "--plot", plot).exit_code == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+# What happens on the way
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
+    """``error`` when ``after`` results are there."""
+
+    def interrupted(*arguments, **options):
+        for number, result in enumerate(evaluate(*arguments, **options)):
+            if number == after:
+                raise error
+            yield result
+
+    monkeypatch.setattr(specattn.evaluation.fidelity, "evaluate", interrupted)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("lost"), 1)])
+@pytest.mark.parametrize("after", [0, 2])
+def test_results_survive(
+    evaluation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, after: int
+) -> None:
+    import json
+
+    whole = document(evaluation("fidelity", "--rows", 20, "--json"))
+    stop(monkeypatch, error, after)
+    plot = tmp_path / "frontier.png"
+    result = evaluation("fidelity", "--rows", 20, "--json", "--plot", plot)
+    assert result.exit_code == code
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["complete"] is False
+    assert report["results"] == whole["results"][:after]
+    assert ("streaming budget=0.2" in result.stderr) == plot.exists() == (after > 0)
+
+
+def test_a_figure_that_json_cannot_say_is_null(evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    def infinite(*arguments, **options):
+        for result in evaluate(*arguments, **options):
+            yield replace(result, perplexity=float("inf"), kl=float("nan"))
+
+    monkeypatch.setattr(specattn.evaluation.fidelity, "evaluate", infinite)
+    (row,) = document(evaluation("fidelity", "--rows", 20, "--json", methods="streaming"))["results"]
+    assert (row["perplexity"], row["kl"]) == (None, None)
+    assert row["perplexity_dense"] > 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods", "parts"),
+    [
+        (["--rows", 80], METHODS, ["--rows 80", "--context 80"]),
+        (["--rows", 20, "--context", 100_000], METHODS, ["context=100,000", "shorter"]),
+        (["--rows", 20, "--text", "{short}"], METHODS, ["short.txt", "15 tokens", "81 are needed"]),
+        (["--rows", 20, "--text", "{twin}"], METHODS, ["'book'", "rename"]),
+        (["--rows", 20, "--text", "missing.txt"], METHODS, ["missing.txt"]),
+        (["--rows", 20, "--plot", "nowhere/plot.png"], METHODS, ["nowhere"]),
+        (["--rows", 20], "", ["--methods"]),
+        (["--rows", 20], "specatn:p=0.9", ["did you mean 'specattn'"]),
+        (["--rows", 20], "specattn:p=0.9,streaming:budgets=1", ["budgets", "did you mean 'budget'"]),
+        (["--rows", 20], "specattn:p=2", ["p=2", "(0, 1]"]),
+        (["--rows", 20, "--mapping", "missing.safetensors"], METHODS, ["missing.safetensors", "calibrate"]),
+    ],
+)
+def test_refusals(evaluation, tmp_path: Path, arguments: list, methods: str, parts: list[str]) -> None:
+    (tmp_path / "short.txt").write_text("the draft reads", encoding="utf-8")
+    (tmp_path / "book.txt").write_text("the draft reads", encoding="utf-8")
+    names = {"short": tmp_path / "short.txt", "twin": tmp_path / "book.txt"}
+    filled = [str(argument).format(**names) for argument in arguments]
+    result = evaluation("fidelity", "--json", *filled, methods=methods)
+    line = result.stderr.splitlines()[-1]
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert line.startswith("error: ")
+    assert [part for part in parts if part not in line] == []
