@@ -13,7 +13,7 @@ from specattn.errors import UsageError
 from specattn.sampling import Stream, sample, uniform
 
 SIGNIFICANCE = 1e-4
-SEQUENCES = 100_000
+SEQUENCES = 60_000
 GAMMA = 3
 TOKENS = 4  # of the joint distribution
 

@@ -79,7 +79,9 @@ def test_gather_follows_the_lists_of_each_head_and_padding_reads_token_zero():
     cache = make_cache()
     slots = [cache.allocate(20), cache.allocate(20)]
     written = [write(cache, slot, 0, 15, seed=slot) for slot in slots]
-    indices = torch.tensor([[[0, 3, 14, -1], [1, 2, -1, -1]], [[5, 6, 7, 8], [9, -1, -1, -1]]], dtype=torch.int32)
+    indices = torch.tensor(
+        [[[0, 3, 14, -1], [1, 2, -1, -1]], [[5, 6, 7, 8], [9, -1, -1, -1]]], dtype=torch.int32
+    )
     keys, values = cache.gather(1, torch.tensor(slots), indices)
     for b, h in ((0, 0), (0, 1), (1, 0), (1, 1)):
         for column, position in enumerate(indices[b, h].tolist()):

@@ -34,7 +34,9 @@ class ReadMeter:
         self.read.index_add_(0, slots, everything)
         self.full.index_add_(0, slots, everything)
 
-    def add_selection(self, slots: Tensor, positions: Tensor, selection: Selection, extra: float = 0.0) -> None:
+    def add_selection(
+        self, slots: Tensor, positions: Tensor, selection: Selection, extra: float = 0.0
+    ) -> None:
         """A layer that read ``selection``, and ``extra`` bytes a request of metadata."""
         read = selection.counts.sum(-1, dtype=torch.float64) * self.geometry.row_bytes + extra
         self.read.index_add_(0, slots, read)

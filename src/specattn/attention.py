@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from specattn.draft_attention import DraftAttention
 from specattn.kernels.dense_attention import attention_probabilities, dense_attention, weighted_values
 from specattn.kernels.sparse_attention import sparse_attention, trim
 from specattn.selection.base import LayerState, Method, RoundState, Selection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMPLEMENTATION = "specattn"
 
@@ -86,17 +89,17 @@ def running(step: Step) -> Iterator[None]:
 
 
 @contextmanager
-def attached(*models: nn.Module | None) -> Iterator[None]:
+def attached(*models: PreTrainedModel | None) -> Iterator[None]:
     """Route the attention of ``models`` through specattn, and put everything back on the way out."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, attention_forward)
-    before: list[tuple[Any, str]] = []
+    before: list[tuple[PreTrainedModel, str]] = []
     try:
         for model in models:
             if model is not None:
-                before.append((model, model.config._attn_implementation))  # type: ignore[union-attr]
-                model.set_attn_implementation(IMPLEMENTATION)  # type: ignore[operator]
+                before.append((model, model.config._attn_implementation))
+                model.set_attn_implementation(IMPLEMENTATION)
         yield
     finally:
         for model, implementation in reversed(before):

@@ -81,10 +81,14 @@ class PagedKVCache:
         self.device = torch.device(device)
         # One page of slack a slot: every request may leave its last page partly empty.
         pages = 1 + self.pages_for(tokens) + slots
-        check_memory((pages * page_size) * geometry.token_bytes, self.device, f"a KV cache of {tokens:,} tokens")
+        check_memory(
+            (pages * page_size) * geometry.token_bytes, self.device, f"a KV cache of {tokens:,} tokens"
+        )
         shape = (pages * page_size, geometry.kv_heads, geometry.head_dim)
         self.keys = [torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)]
-        self.values = [torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)]
+        self.values = [
+            torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
+        ]
         width = self.pages_for(max_length or tokens)
         self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
         self.side_stores: list[SideStore] = []

@@ -29,7 +29,9 @@ MOST_ROWS = 32
 
 
 @contextmanager
-def sparse_attention(model: PreTrainedModel, method: Method | str, **options: Any) -> Iterator[PreTrainedModel]:
+def sparse_attention(
+    model: PreTrainedModel, method: Method | str, **options: Any
+) -> Iterator[PreTrainedModel]:
     """Let ``model`` decode with ``method`` inside the block: ``model.generate(...)`` works as ever.
 
     Args:
@@ -55,7 +57,7 @@ def sparse_attention(model: PreTrainedModel, method: Method | str, **options: An
     modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
     try:
         for module in modules:
-            module._specattn = dropin
+            module._specattn = dropin  # type: ignore[assignment]
         model.set_attn_implementation(IMPLEMENTATION)
         yield model
     finally:
@@ -133,7 +135,12 @@ class _Context:
 
 
 def _forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls; sliding-window layers and prefill stay as they are."""
     dropin: _DropIn = module._specattn  # type: ignore[assignment]

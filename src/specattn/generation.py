@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import Any, overload
 
 from specattn.engine import Engine, Progress
 from specattn.errors import SpecAttnError, UsageError
@@ -19,12 +19,14 @@ __all__ = ["GenerationResult", "generate", "tokenize"]
 
 
 @overload
-def generate(pair: Pair, prompts: str, **options: object) -> GenerationResult: ...
+def generate(pair: Pair, prompts: str, **options: Any) -> GenerationResult: ...
 @overload
-def generate(pair: Pair, prompts: Sequence[Prompt], **options: object) -> list[GenerationResult]: ...
-def generate(  # type: ignore[misc]
+def generate(
+    pair: Pair, prompts: list[Prompt] | tuple[Prompt, ...], **options: Any
+) -> list[GenerationResult]: ...
+def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     pair: Pair,
-    prompts: str | Sequence[Prompt],
+    prompts: str | list[Prompt] | tuple[Prompt, ...],
     *,
     method: Method | str = "specattn",
     mapping: Mapping | None = None,

@@ -25,7 +25,7 @@ class Request:
 
     prompt: Sequence[int]
     max_new_tokens: int = 128
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: Sequence[str] = ()
     ignore_eos: bool = False
 
@@ -122,7 +122,9 @@ class ActiveRequest:
             if self.finish_reason:
                 return
 
-    def result(self, method: str, fractions: tuple[float, float], error: str | None = None) -> GenerationResult:
+    def result(
+        self, method: str, fractions: tuple[float, float], error: str | None = None
+    ) -> GenerationResult:
         """The account of a finished (or interrupted) request."""
         decode = perf_counter() - self.decode_started if self.decode_started else 0.0
         decoded = max(0, len(self.tokens) - 1)

@@ -1,4 +1,4 @@
-"""Between text and tokens: text as tokens come, with stop strings that may span rounds; the tokens a text begins with."""
+"""Between text and tokens: a text's first tokens; text as tokens come, with stop strings that may span rounds."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command import document, run
+from command import document, record_progress, run
 
 from specattn.cli.calibrate import Metric
 from specattn.mapping import Mapping
@@ -43,6 +43,17 @@ def test_several_texts_another_metric_and_a_plot(tiny: SimpleNamespace, tmp_path
     assert (report["metric"], report["rounds"]) == ("js", 8)
     assert Mapping.load(out).metadata.metric == "js"
     assert b"<svg" in plot.read_bytes()
+
+
+def test_progress_has_the_right_totals(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = record_progress(monkeypatch, "specattn.cli.calibrate")
+    sizes = ["--tokens", 96, "--rounds", 4, "--out", tmp_path / "mapping.safetensors"]
+    assert run("calibrate", "--text", tiny.text, *sizes, *tiny.models).exit_code == 0
+    passes, unknown = shown.pop("mixture")
+    assert passes > 1 and unknown is None
+    assert shown == {"target": [96, 96], "draft": [96, 96]}
 
 
 def test_every_metric_can_be_chosen() -> None:

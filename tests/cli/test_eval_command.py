@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from command import document, run
+from command import document, record_progress, run
 
 import specattn.evaluation.fidelity
 from specattn.evaluation.documents import load_documents
@@ -35,24 +37,30 @@ def second(tiny: SimpleNamespace, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evaluation(tiny: SimpleNamespace):
     def call(command: str, *arguments: object, methods: str = METHODS):
         files = ["--text", tiny.text, "--mapping", tiny.mapping, *tiny.models]
-        return run("eval", command, *files, "--methods", methods, "--context", 80, *arguments)
+        return run("eval", command, *files, "--methods", methods, "--context", 60, *arguments)
 
     return call
 
 
+@pytest.fixture(scope="module")
+def whole(evaluation) -> dict[str, Any]:
+    """The report of a run that nobody interrupts."""
+    return document(evaluation("fidelity", "--rows", 10, "--json"))
+
+
 def test_fidelity_is_that_of_the_library(evaluation, tiny: SimpleNamespace, second: Path) -> None:
-    report = document(evaluation("fidelity", "--text", second, "--rows", 20, "--gamma", 3, "--json"))
+    report = document(evaluation("fidelity", "--text", second, "--rows", 10, "--gamma", 3, "--json"))
     assert list(report)[:6] == ["pair", "context", "rows", "gamma", "documents", "results"]
-    assert (report["context"], report["rows"], report["gamma"]) == (80, 20, 3)
+    assert (report["context"], report["rows"], report["gamma"]) == (60, 10, 3)
     assert report["documents"] == ["book", "second"] and report["complete"] is True
-    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 81)
+    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 61)
     methods = [parse_method(method) for method in METHODS.split(",")]
     mapping = Mapping.load(tiny.mapping)
-    expected = list(evaluate(tiny.pair, documents, methods, context=80, rows=20, gamma=3, mapping=mapping))
+    expected = list(evaluate(tiny.pair, documents, methods, context=60, rows=10, gamma=3, mapping=mapping))
     assert len(report["results"]) == len(expected) == 6
     for found, result in zip(report["results"], expected, strict=True):
         assert list(found) == ["method", "options", "document", *FIGURES]
@@ -63,7 +71,7 @@ def test_fidelity_is_that_of_the_library(evaluation, tiny: SimpleNamespace, seco
 
 def test_perplexity_has_the_papers_protocol(tiny: SimpleNamespace, evaluation) -> None:
     report = document(evaluation("perplexity", "--json"))
-    assert (report["context"], report["rows"]) == (80, 72)
+    assert (report["context"], report["rows"]) == (60, 54)
     assert list(report["results"][0]) == [
         "method",
         "options",
@@ -92,7 +100,7 @@ def test_perplexity_shows_the_change_and_what_was_not_read(evaluation) -> None:
 
 
 def test_fidelity_shows_a_row_a_method(evaluation) -> None:
-    result = evaluation("fidelity", "--rows", 20)
+    result = evaluation("fidelity", "--rows", 10)
     assert result.exit_code == 0 and result.stdout == ""
     for method in ("specattn p=0.6", "streaming budget=0.2", "streaming budget=0.5"):
         assert method in result.stderr
@@ -104,7 +112,7 @@ def test_documents_have_their_own_rows_if_there_are_several_or_they_are_asked_fo
     evaluation, second: Path, extra: str
 ) -> None:
     options = ["--verbose"] if extra == "verbose" else ["--text", second]
-    result = evaluation("fidelity", "--rows", 20, *options, "--json", methods="streaming")
+    result = evaluation("fidelity", "--rows", 10, *options, "--json", methods="streaming")
     assert "mean" in result.stderr and "book" in result.stderr
     assert ("second" in result.stderr) == (extra == "second")
     for row in document(result)["results"]:
@@ -112,16 +120,28 @@ def test_documents_have_their_own_rows_if_there_are_several_or_they_are_asked_fo
 
 
 def test_the_mean_is_that_of_the_summary(evaluation, tiny: SimpleNamespace, second: Path) -> None:
-    result = evaluation("fidelity", "--rows", 20, "--text", second, methods="streaming")
-    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 81)
-    expected = means(list(evaluate(tiny.pair, documents, [parse_method("streaming")], context=80, rows=20)))
-    (line,) = [line for line in result.stderr.splitlines() if "mean" in line]
+    result = evaluation("fidelity", "--rows", 10, "--text", second, methods="streaming")
+    documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 61)
+    expected = means(list(evaluate(tiny.pair, documents, [parse_method("streaming")], context=60, rows=10)))
+    (line,) = [line for line in result.stderr.splitlines() if "streaming" in line]
     assert f"{expected['streaming budget=0.1']['kl']:.4f}" in line
+
+
+def test_progress_has_the_right_totals(evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = record_progress(monkeypatch, "specattn.cli.evaluate")
+    assert evaluation("fidelity", "--rows", 10, methods="specattn,streaming").exit_code == 0
+    assert shown == {
+        "book: target prefill": [50, 50],
+        "book: draft prefill": [50, 50],
+        "book: dense reference": [10, 10],
+        "book: specattn": [10, 10],
+        "book: streaming": [10, 10],
+    }
 
 
 def test_a_plot_of_the_frontier(evaluation, tmp_path: Path) -> None:
     plot = tmp_path / "frontier.png"
-    assert evaluation("fidelity", "--rows", 20, "--plot", plot).exit_code == 0
+    assert evaluation("fidelity", "--rows", 10, "--plot", plot).exit_code == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -143,14 +163,17 @@ def stop(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> N
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("lost"), 1)])
 @pytest.mark.parametrize("after", [0, 2])
 def test_results_survive(
-    evaluation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int, after: int
+    evaluation,
+    whole: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: BaseException,
+    code: int,
+    after: int,
 ) -> None:
-    import json
-
-    whole = document(evaluation("fidelity", "--rows", 20, "--json"))
     stop(monkeypatch, error, after)
     plot = tmp_path / "frontier.png"
-    result = evaluation("fidelity", "--rows", 20, "--json", "--plot", plot)
+    result = evaluation("fidelity", "--rows", 10, "--json", "--plot", plot)
     assert result.exit_code == code
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["complete"] is False
@@ -166,7 +189,7 @@ def test_a_figure_that_json_cannot_say_is_null(evaluation, monkeypatch: pytest.M
             yield replace(result, perplexity=float("inf"), kl=float("nan"))
 
     monkeypatch.setattr(specattn.evaluation.fidelity, "evaluate", infinite)
-    (row,) = document(evaluation("fidelity", "--rows", 20, "--json", methods="streaming"))["results"]
+    (row,) = document(evaluation("fidelity", "--rows", 10, "--json", methods="streaming"))["results"]
     assert (row["perplexity"], row["kl"]) == (None, None)
     assert row["perplexity_dense"] > 1
 
@@ -177,17 +200,17 @@ def test_a_figure_that_json_cannot_say_is_null(evaluation, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "methods", "parts"),
     [
-        (["--rows", 80], METHODS, ["--rows 80", "--context 80"]),
-        (["--rows", 20, "--context", 100_000], METHODS, ["context=100,000", "shorter"]),
-        (["--rows", 20, "--text", "{short}"], METHODS, ["short.txt", "15 tokens", "81 are needed"]),
-        (["--rows", 20, "--text", "{twin}"], METHODS, ["'book'", "rename"]),
-        (["--rows", 20, "--text", "missing.txt"], METHODS, ["missing.txt"]),
-        (["--rows", 20, "--plot", "nowhere/plot.png"], METHODS, ["nowhere"]),
-        (["--rows", 20], "", ["--methods"]),
-        (["--rows", 20], "specatn:p=0.9", ["did you mean 'specattn'"]),
-        (["--rows", 20], "specattn:p=0.9,streaming:budgets=1", ["budgets", "did you mean 'budget'"]),
-        (["--rows", 20], "specattn:p=2", ["p=2", "(0, 1]"]),
-        (["--rows", 20, "--mapping", "missing.safetensors"], METHODS, ["missing.safetensors", "calibrate"]),
+        (["--rows", 60], METHODS, ["--rows 60", "--context 60"]),
+        (["--rows", 10, "--context", 100_000], METHODS, ["context=100,000", "shorter"]),
+        (["--rows", 10, "--text", "{short}"], METHODS, ["short.txt", "15 tokens", "61 are needed"]),
+        (["--rows", 10, "--text", "{twin}"], METHODS, ["'book'", "rename"]),
+        (["--rows", 10, "--text", "missing.txt"], METHODS, ["missing.txt"]),
+        (["--rows", 10, "--plot", "nowhere/plot.png"], METHODS, ["nowhere"]),
+        (["--rows", 10], "", ["--methods"]),
+        (["--rows", 10], "specatn:p=0.9", ["did you mean 'specattn'"]),
+        (["--rows", 10], "specattn:p=0.9,streaming:budgets=1", ["budgets", "did you mean 'budget'"]),
+        (["--rows", 10], "specattn:p=2", ["p=2", "(0, 1]"]),
+        (["--rows", 10, "--mapping", "missing.safetensors"], METHODS, ["missing.safetensors", "calibrate"]),
     ],
 )
 def test_refusals(evaluation, tmp_path: Path, arguments: list, methods: str, parts: list[str]) -> None:

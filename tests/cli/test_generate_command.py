@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from command import document, run
+from command import document, record_progress, run
+from tiny import EOS, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import specattn
+from specattn.cli.generate import _writer
+from specattn.cli.prompt import encode
 from specattn.cli.stats import histogram, panel
 from specattn.engine import Engine
+from specattn.geometry import KVGeometry
 
 PROMPT = "the draft reads a long book"
+TOKENS = 14
+LIMIT = ["--max-new-tokens", TOKENS]
 FIELDS = [
     "text",
     "tokens",
@@ -37,17 +47,20 @@ def generate(tiny: SimpleNamespace):
 
     def call(*arguments: object, mapping: bool = True, **options):
         named = ["--mapping", tiny.mapping] if mapping else []
-        return run("generate", "--max-new-tokens", 24, *arguments, *named, *tiny.models, **options)
+        return run("generate", *LIMIT, *arguments, *named, *tiny.models, **options)
 
     return call
 
 
-def dense(tiny: SimpleNamespace, prompt: str, **options):
+def dense(tiny: SimpleNamespace, prompt: str) -> specattn.GenerationResult:
     """The same through the library."""
-    pair = specattn.load_pair(
-        target=tiny.folder / "target", draft=tiny.folder / "draft", dtype="float32", device="cpu"
-    )
-    return specattn.generate(pair, prompt, method="dense", max_new_tokens=24, **options)
+    return specattn.generate(tiny.pair, prompt, method="dense", max_new_tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: SimpleNamespace) -> dict[str, Any]:
+    """The report of a run that nobody interrupts."""
+    return document(run("generate", PROMPT, *LIMIT, "--mapping", tiny.mapping, *tiny.models, "--json"))
 
 
 def test_the_text_and_nothing_else_goes_to_stdout(generate, tiny: SimpleNamespace) -> None:
@@ -114,7 +127,7 @@ def test_statistics_are_shown_on_stderr(generate) -> None:
 
 def test_plain_decoding_without_a_draft(tiny: SimpleNamespace) -> None:
     only = ["--target", tiny.folder / "target", "--dtype", "float32", "--device", "cpu"]
-    result = run("generate", PROMPT, "--method", "dense", "--max-new-tokens", 12, "--json", *only)
+    result = run("generate", PROMPT, "--method", "dense", *LIMIT, "--json", *only)
     report = document(result)
     assert set(report["accepted_per_round"]) == {0} and report["gamma"] == 0
     assert "accepted in a round" not in result.stderr
@@ -122,7 +135,7 @@ def test_plain_decoding_without_a_draft(tiny: SimpleNamespace) -> None:
 
 def test_gamma_auto(generate) -> None:
     report = document(generate(PROMPT, "--gamma", "auto", "--json"))
-    assert report["gamma"] == "auto" and len(report["tokens"]) == 24
+    assert report["gamma"] == "auto" and len(report["tokens"]) == TOKENS
 
 
 def test_sampling_depends_on_the_seed_alone(generate) -> None:
@@ -130,23 +143,42 @@ def test_sampling_depends_on_the_seed_alone(generate) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_top_k_of_one_is_greedy(generate) -> None:
-    assert generate(PROMPT, "--temperature", 2, "--top-k", 1).stdout == generate(PROMPT).stdout
+def test_top_k_of_one_is_greedy(generate, whole: dict[str, Any]) -> None:
+    assert document(generate(PROMPT, "--temperature", 2, "--top-k", 1, "--json"))["tokens"] == whole["tokens"]
 
 
-def test_a_stop_string_ends_the_text(generate) -> None:
-    whole = generate(PROMPT, "--method", "dense").stdout
-    stop = whole[5:8]
-    report = document(generate(PROMPT, "--method", "dense", "--stop", "~~", "--stop", stop, "--json"))
+def test_a_stop_string_ends_the_text(generate, whole: dict[str, Any]) -> None:
+    text = whole["text"]
+    report = document(generate(PROMPT, "--stop", "~~", "--stop", text[5:8], "--json"))
     assert report["finish_reason"] == "stop"
-    assert report["text"] == whole[: whole.index(stop)]
+    assert report["text"] == text[: text.index(text[5:8])]
+
+
+def test_both_models_show_their_prefill(generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = record_progress(monkeypatch, "specattn.cli.generate")
+    count = document(generate(PROMPT, "--json"))["prompt_tokens"]
+    assert shown == {"target prefill": [count, count], "draft prefill": [count, count]}
+
+
+def test_with_json_the_text_is_shown_to_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal, expected in ((True, "book"), (False, "")):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", screen)
+        _writer(json=True)("book")
+        assert screen.getvalue() == expected
+
+
+def test_the_context_ends_the_generation_and_bounds_the_cache(generate, tiny: SimpleNamespace) -> None:
+    limit = tiny.pair.context_limit
+    prompt = "look " * (limit // 5) + "!" * (limit % 5)
+    report = document(generate(prompt[:-6], "--max-new-tokens", 10**7, "--json"))
+    assert (report["finish_reason"], len(report["tokens"])) == ("length", 6)
+    a_token = sum(KVGeometry.from_config(model.config, model.dtype).token_bytes for model in tiny.pair.models)
+    assert report["memory"]["kv_cache_bytes"] < 1.2 * limit * a_token
 
 
 # The prompt
-
-
-def prompt_tokens(result) -> int:
-    return document(result)["prompt_tokens"]
 
 
 def test_a_document_comes_before_the_question(generate, tiny: SimpleNamespace, tmp_path: Path) -> None:
@@ -180,8 +212,19 @@ def test_a_chat_template_wraps_the_prompt(tiny: SimpleNamespace, tmp_path: Path)
         "--device",
         "cpu",
     ]
-    result = run("generate", "a book", "--chat", "--method", "dense", "--max-new-tokens", 24, *models)
+    result = run("generate", "a book", "--chat", "--method", "dense", *LIMIT, *models)
     assert result.stdout == dense(tiny, "the user reads a book round").text + "\n"
+
+
+def test_a_chat_template_brings_its_own_special_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    begin = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", EOS)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    tokenizer.chat_template = "<eos>{{ messages[0]['content'] }}"
+    pair = SimpleNamespace(tokenizer=tokenizer, name="tiny")
+    plain = encode(pair, "book", chat=False)
+    assert plain[0] == EOS and EOS not in plain[1:]
+    assert encode(pair, "book", chat=True) == plain
 
 
 def test_chat_without_a_template_is_refused(generate, tiny: SimpleNamespace) -> None:
@@ -205,18 +248,22 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     monkeypatch.setattr(Engine, "_round", advance)
 
 
-def test_an_interruption_keeps_text_and_statistics(generate, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = document(generate(PROMPT, "--json"))
+def test_an_interruption_keeps_text_and_statistics(
+    generate, whole: dict[str, Any], tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 1 + sum(accepted + 1 for accepted in whole["accepted_per_round"][:2])
+    text = tiny.pair.tokenizer.decode(whole["tokens"][:count], skip_special_tokens=True)
+    assert 0 < len(text) < len(whole["text"])
     interrupt(monkeypatch, rounds=2)
-    result = generate(PROMPT)
-    assert result.exit_code == 130
-    text = result.stdout.removesuffix("\n")
-    assert 0 < len(text) < len(whole["text"]) and whole["text"].startswith(text)
+    # The last character is held back, because it may begin the stop string.
+    result = generate(PROMPT, "--stop", text[-1] + "~~")
+    assert (result.exit_code, result.stdout) == (130, text + "\n")
     assert "(interrupted)" in result.stderr and "accepted in a round" in result.stderr
 
 
-def test_an_interruption_keeps_the_json_document(generate, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = document(generate(PROMPT, "--json"))
+def test_an_interruption_keeps_the_json_document(
+    generate, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt(monkeypatch, rounds=2)
     result = generate(PROMPT, "--json")
     report = document(result)
@@ -283,7 +330,7 @@ def refused(result, *parts: str, code: int = 2) -> None:
         ("--pair qwen2.5-coder --target x", ["qwen2.5-coder", "target"]),
         ("--draft x", ["target"]),
         ("--target ./missing", ["./missing", "does not exist"]),
-        ("--device cuda:77", ["cuda:77", "cpu"]),
+        ("--device cuda:77", ["cuda:77", "CUDA device(s)"]),
         ("--device tpus", ["tpus", "cuda"]),
         ("--dtype int3", ["int3", "bfloat16"]),
     ],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from specattn.mapping.samples import Geometry, RoundSample, normalised
 
-GEOMETRY = Geometry(target_layers=3, query_heads=4, kv_heads=2, draft_layers=2, draft_heads=3)
+GEOMETRY = Geometry(target_layers=3, query_heads=6, kv_heads=2, draft_layers=2, draft_heads=3)
 
 
 def attention(rows: int, length: int, generator: torch.Generator) -> Tensor:
@@ -15,7 +15,7 @@ def attention(rows: int, length: int, generator: torch.Generator) -> Tensor:
     return logits.softmax(-1)
 
 
-def random_rounds(count: int = 6, geometry: Geometry = GEOMETRY, seed: int = 0) -> list[RoundSample]:
+def random_rounds(count: int = 4, geometry: Geometry = GEOMETRY, seed: int = 0) -> list[RoundSample]:
     """Rounds of ragged lengths whose targets have little to do with the draft."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [20 + 7 * number for number in range(count)]
@@ -28,8 +28,15 @@ def random_rounds(count: int = 6, geometry: Geometry = GEOMETRY, seed: int = 0) 
     ]
 
 
-def mixed_rounds(weights: Tensor, power: float = 1.0, count: int = 8, length: int = 96) -> list[RoundSample]:
-    """Rounds whose targets are ``weights @ draft``, sharpened if ``power`` is above one; in float32."""
+def mixed_rounds(weights: Tensor, power: float = 1.0, alike: float = 0.0) -> list[RoundSample]:
+    """Four rounds whose targets are ``weights @ draft``, sharpened if ``power`` is above one; in float32.
+
+    ``alike`` is the part of their attention that all draft heads share: it makes plain EM slow.
+    """
     generator = torch.Generator().manual_seed(0)
-    drafts = [attention(weights.shape[1], length, generator) for _ in range(count)]
-    return [RoundSample(normalised((weights @ draft) ** power), draft) for draft in drafts]
+    samples = []
+    for _ in range(4):
+        shared = attention(1, 96, generator)
+        draft = (1 - alike) * attention(weights.shape[1], 96, generator) + alike * shared
+        samples.append(RoundSample(normalised((weights @ draft) ** power), draft))
+    return samples

@@ -61,6 +61,12 @@ def test_where_the_rope_base_is_kept_does_not_count() -> None:
     assert config_hash(Older()) == config_hash(newer)
 
 
+def test_an_unset_rope_option_does_not_count() -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    unset = small(rope_parameters={**rope, "attention_factor": None})
+    assert config_hash(unset) == config_hash(small(rope_parameters=rope))
+
+
 def test_a_switched_off_sliding_window_does_not_count() -> None:
     off = Qwen2Config(use_sliding_window=False, sliding_window=4096)
     assert config_hash(off) == config_hash(Qwen2Config(use_sliding_window=False, sliding_window=128))

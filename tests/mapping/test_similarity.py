@@ -8,7 +8,7 @@ from mapping_rounds import GEOMETRY, attention, random_rounds
 from torch import Tensor
 
 from specattn.errors import UsageError
-from specattn.mapping.samples import RoundSample
+from specattn.mapping.samples import EPSILON, RoundSample
 from specattn.mapping.similarity import METRICS, negative_js, negative_kl, nucleus_recall, similarity
 
 
@@ -19,7 +19,7 @@ def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def test_kl_is_the_sum_over_tokens() -> None:
     target, draft = pair()
-    expected = -(target[:, None] * (target[:, None] / draft[None]).log()).sum(-1)
+    expected = -(target[:, None] * (target[:, None] / (draft[None] + EPSILON)).log()).sum(-1)
     torch.testing.assert_close(negative_kl(target, draft), expected)
 
 

@@ -114,9 +114,7 @@ def _report(pair: Pair, mapping: Mapping, out: Path, seconds: dict[str, float]) 
 def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(
-        title=f"{report['pair']}: KL(target || what the draft predicts), nats", title_justify="left"
-    )
+    table = Table(title=f"{report['pair']}: KL(target || mapped draft), nats", title_justify="left")
     table.add_column("map")
     table.add_column("KL", justify="right")
     table.add_row("layer: one draft layer for each target layer", f"{report['kl_layer_map']:.4f}")

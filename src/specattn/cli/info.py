@@ -131,6 +131,11 @@ def _table(values: Mapping[str, object]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name, value in values.items():
-        text = f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(f"  {name}", text)
+        table.add_row(f"  {name}", _text(value))
     return table
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -69,7 +69,7 @@ def _figures(report: dict[str, Any]) -> Table:
         "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens,"
         f" {report['acceptance_rate']:.1%} of the draft's accepted",
         "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
-        f" {human_bytes(memory['peak_bytes'])} at most",
+        f" peak {human_bytes(memory['peak_bytes'])}",
     }
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)

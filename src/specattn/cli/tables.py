@@ -86,23 +86,22 @@ PERPLEXITY = View(
 
 def results_table(results: Sequence[FidelityResult], view: View, *, by_document: bool) -> Table:
     """A row for each method with its options: its mean over the documents, then each of them if wanted."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from specattn.evaluation.summary import distinguishing_options, label, means
+    from specattn.evaluation.summary import label, means
 
-    options = distinguishing_options(results)
-    table = Table(title=view.title, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    if by_document:
-        table.add_column("document")
+    table = Table(title=view.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method, mean" if by_document else "method", overflow="fold")
     for heading, _ in view.columns:
-        table.add_column(heading, justify="right")
+        table.add_column(
+            heading, justify="right", no_wrap=True
+        )  # in a narrow terminal names wrap, figures do not
     for name, figures in means(results).items():
-        table.add_row(name, *(["mean"] if by_document else []), *_cells(view, figures), style="bold")
-        if by_document:
-            for result in results:
-                if label(result, options[result.method]) == name:
-                    table.add_row("", result.document, *_cells(view, vars(result)))
+        table.add_row(name, *_cells(view, figures), style="bold" if by_document else None)
+        for result in results if by_document else ():
+            if label(result) == name:
+                table.add_row(f"  {result.document}", *_cells(view, vars(result)))
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -125,10 +126,8 @@ class _Session:
         self.document = document
         self._rewind(0)
         for role, runner in zip(("target", "draft"), self.runners, strict=False):
-            label = f"{document.name}: {role} prefill"
-            runner.prefill(
-                0, document.tokens[: self.prefix], progress=lambda n, label=label: self.progress(label, n)
-            )
+            report = partial(self.progress, f"{document.name}: {role} prefill")
+            runner.prefill(0, document.tokens[: self.prefix], progress=report)
         parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)

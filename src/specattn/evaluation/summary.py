@@ -5,47 +5,49 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
+from math import exp, log
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from specattn.errors import UsageError
 from specattn.evaluation.fidelity import FidelityResult
+from specattn.selection.registry import method_class
 
-FIGURES = [field.name for field in fields(FidelityResult) if field.name not in ("method", "options", "document")]
-
-
-def label(result: FidelityResult, distinguishing: Sequence[str]) -> str:
-    """A method's name with the options that tell it from its neighbours: ``specattn p=0.9``."""
-    options = [f"{name}={result.options[name]}" for name in distinguishing if name in result.options]
-    return " ".join([result.method, *options])
+FIGURES = [
+    field.name for field in fields(FidelityResult) if field.name not in ("method", "options", "document")
+]
 
 
-def distinguishing_options(results: Sequence[FidelityResult]) -> dict[str, list[str]]:
-    """For each method, the options whose values differ between its results, and its main one."""
-    values: dict[str, dict[str, set[Any]]] = defaultdict(lambda: defaultdict(set))
-    for result in results:
-        for name, value in result.options.items():
-            values[result.method][name].add(value)
-    main = ("p", "budget")
-    return {
-        method: [name for name, seen in options.items() if len(seen) > 1 or name in main]
-        for method, options in values.items()
+MAIN_OPTIONS = ("p", "budget")
+"""Options that are swept to trace a frontier."""
+
+
+def label(result: FidelityResult) -> str:
+    """A method's name with its main option and those that differ from their defaults: ``specattn p=0.9 map=global``."""
+    defaults = {field.name: field.default for field in fields(method_class(result.method))}
+    shown = {
+        name: value
+        for name, value in result.options.items()
+        if name in MAIN_OPTIONS or value != defaults.get(name)
     }
+    return " ".join([result.method, *(f"{name}={value}" for name, value in shown.items())])
+
+
+def curve(result: FidelityResult) -> str:
+    """The frontier that a result belongs to: its label without the swept option."""
+    swept = tuple(f"{name}=" for name in MAIN_OPTIONS)
+    return " ".join(part for part in label(result).split() if not part.startswith(swept))
 
 
 def means(results: Sequence[FidelityResult]) -> dict[str, dict[str, float]]:
-    """Figures of each method and options, averaged over the documents; perplexities geometrically, as they multiply."""
-    options = distinguishing_options(results)
+    """Figures of each label, averaged over the documents; perplexities geometrically, as they multiply."""
     groups: dict[str, list[FidelityResult]] = defaultdict(list)
     for result in results:
-        groups[label(result, options[result.method])].append(result)
+        groups[label(result)].append(result)
     return {name: {f: _mean(f, group) for f in FIGURES} for name, group in groups.items()}
 
 
 def _mean(figure: str, group: Sequence[FidelityResult]) -> float:
-    from math import exp, log
-
     values = [getattr(result, figure) for result in group]
     return exp(fmean(log(value) for value in values)) if figure.startswith("perplexity") else fmean(values)
 
@@ -64,11 +66,11 @@ def plot_frontier(results: Sequence[FidelityResult], path: Path | str) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name, figures in means(results).items():
-        # Options other than the swept one begin a line of their own.
-        swept = [part for part in name.split() if not part.startswith(("p=", "budget="))]
-        lines[" ".join(swept)].append((figures["kv_read_fraction"], figures["kl"]))
+    figures_of = means(results)
+    lines: dict[str, set[tuple[float, float]]] = defaultdict(set)
+    for result in results:
+        figures = figures_of[label(result)]
+        lines[curve(result)].add((figures["kv_read_fraction"], figures["kl"]))
     figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
     for name, points in lines.items():
         reads, divergence = zip(*sorted(points), strict=True)

@@ -1,1 +1,1 @@
-"""One file an operation: the fp32 reference in PyTorch, and where there is one its GPU kernel with the same signature."""
+"""One file an operation: its fp32 reference in PyTorch and, where there is one, its GPU kernel."""

@@ -70,14 +70,15 @@ def weighted_values(probabilities: Tensor, segments: Segments) -> Tensor:
     folded = probabilities.view(kv_heads, (query_heads // kv_heads) * rows, -1)
     parts = folded.split([value.shape[0] for _, value in segments], dim=-1)
     out = sum(
-        part @ value.transpose(0, 1).to(part.dtype)
-        for part, (_, value) in zip(parts, segments, strict=True)
+        part @ value.transpose(0, 1).to(part.dtype) for part, (_, value) in zip(parts, segments, strict=True)
     )
     assert isinstance(out, Tensor)
     return unfold_group(out, rows)
 
 
-def causal_mask(rows: int, length: int, start: int, device: torch.device, window: int | None = None) -> Tensor:
+def causal_mask(
+    rows: int, length: int, start: int, device: torch.device, window: int | None = None
+) -> Tensor:
     """Boolean ``[rows, length]``: row ``i`` sees tokens up to ``start + i``, the last ``window`` of them."""
     last = start + torch.arange(rows, device=device)[:, None]
     token = torch.arange(length, device=device)[None]
@@ -94,4 +95,3 @@ def fold_group(query: Tensor, kv_heads: int) -> Tensor:
 def unfold_group(folded: Tensor, rows: int) -> Tensor:
     """``[kv_heads, group * rows, d]`` back to ``[rows, query_heads, d]``."""
     return folded.reshape(-1, rows, folded.shape[-1]).transpose(0, 1)
-

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from specattn.mapping.artifact import Mapping, MappingMetadata
-    from specattn.mapping.calibrate import calibrate
 
-__all__ = ["Mapping", "MappingMetadata", "calibrate"]
+__all__ = ["Mapping", "MappingMetadata"]
 
-_HOME = {"Mapping": "artifact", "MappingMetadata": "artifact", "calibrate": "calibrate"}
+_HOME = {"Mapping": "artifact", "MappingMetadata": "artifact"}
 
 if not TYPE_CHECKING:  # a type checker takes the imports above, and so still sees a misspelled name
 
@@ -17,7 +16,6 @@ if not TYPE_CHECKING:  # a type checker takes the imports above, and so still se
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-        # Importing the module ``calibrate`` has just bound that module here; the function takes its place.
         globals()[name] = value
         return value
 

@@ -12,6 +12,7 @@ _FIELDS = (
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
+    "sliding_window",
     "vocab_size",
 )
 
@@ -27,7 +28,6 @@ def config_hash(config: Any) -> str:
     heads = config.num_attention_heads
     fields["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
     fields["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // heads
-    fields["sliding_window"] = _sliding_window(config)
     fields["rope"] = _rope(config)
     return hashlib.sha256(json.dumps(_canonical(fields), sort_keys=True).encode()).hexdigest()
 
@@ -36,11 +36,6 @@ def describe(config: Any) -> str:
     """A name for messages: the path or hub id that the configuration came from, or its shape."""
     name = getattr(config, "_name_or_path", "")
     return name or f"a {config.model_type} model of {config.get_text_config().num_hidden_layers} layers"
-
-
-def _sliding_window(config: Any) -> int | None:
-    used = getattr(config, "use_sliding_window", True)
-    return getattr(config, "sliding_window", None) if used else None
 
 
 def _rope(config: Any) -> dict[str, Any]:

@@ -110,10 +110,11 @@ def _expectation(
     divergence = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     for sample in samples:
         target, draft = targets(sample), _draft_rows(sample, heads)
-        ratio = target / (weights @ draft)
-        # Where the target is zero any finite logarithm will do; ``xlogy`` takes three times as long.
-        divergence += (target * ratio.clamp_min(TINY).log()).sum(-1)
+        mixture = weights @ draft
+        ratio = torch.div(target, mixture, out=mixture)
         gradient.addmm_(ratio, draft.T)
+        # Where the target is zero any finite logarithm will do; ``xlogy`` takes three times as long.
+        divergence += ratio.clamp_min_(TINY).log_().mul_(target).sum(-1)
     return gradient / len(samples), divergence / len(samples)
 
 

@@ -74,8 +74,8 @@ Targets = Callable[[RoundSample], Tensor]
 
 def normalised(rows: Tensor) -> Tensor:
     """``rows`` in float32, scaled to sum to one each: half precision leaves them off by up to 0.4 %."""
-    rows = rows.float()
-    return rows / rows.sum(-1, keepdim=True)
+    rows = rows.to(torch.float32, copy=True)
+    return rows.div_(rows.sum(-1, keepdim=True))
 
 
 def _group_mean(rows: Tensor, group: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from specattn.errors import SpecAttnError
+from specattn.errors import SpecAttnError, UsageError
 from specattn.pairs import gguf
 from specattn.pairs.builtin import BuiltinModel
 from specattn.pairs.parts import assemble, file_sha256, require_parts
@@ -31,8 +31,16 @@ def conversion_path(sha256: str, dtype: torch.dtype) -> Path:
 
 
 def convert_file(path: Path, dtype: torch.dtype) -> Path:
-    """The folder of a GGUF file's conversion, which is made if it is not there yet."""
-    return _conversion(file_sha256(path), dtype, path.name, lambda scratch: path)
+    """The folder of a GGUF file's conversion, which is made if it is not there yet.
+
+    Raises:
+        UsageError: the file cannot be read, or not be converted.
+    """
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    return _conversion(sha256, dtype, path.name, lambda scratch: path)
 
 
 def convert_builtin(model: BuiltinModel, dtype: torch.dtype) -> Path:

@@ -106,7 +106,8 @@ def _read_header(file: Path) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]
         raise
     except (ValueError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"{file.name} cannot be converted: {error}. Use the original model, by its hub id or folder."
+            f"{file.name} cannot be converted: {str(error).rstrip('.')}."
+            " Use the original model, by its hub id or folder."
         ) from error
 
 

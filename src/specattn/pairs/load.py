@@ -128,8 +128,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {device!r} is not a device. Use cpu, cuda or cuda:N.") from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {device!r} is not there: {torch.cuda.device_count()} CUDA device(s) found.")
+    count = torch.cuda.device_count()
+    if resolved.type == "cuda" and (resolved.index or 0) >= count:
+        raise UsageError(f"device {device!r} is not there: torch finds {count} CUDA device(s). Use cpu.")
     return resolved
 
 

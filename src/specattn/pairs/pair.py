@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class Pair:
     """
 
     name: str
-    target: PreTrainedModel
-    draft: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase
+    target: PreTrainedModel = field(repr=False)
+    draft: PreTrainedModel | None = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     mapping_file: Path | None = None
 
     @property

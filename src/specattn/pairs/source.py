@@ -106,6 +106,6 @@ def _not_found(name: str, location: BuiltinModel | Path | str, error: Exception)
             f" `hf auth login` if the model asks for it, or give a local folder.{suggest(name)}"
         )
     return (
-        f"{name} cannot be loaded from {location}: {reason}. The folder needs config.json, the tokenizer and"
+        f"{name} cannot be loaded: {reason}. The folder {location} must hold config.json, the tokenizer and"
         " the weights."
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from specattn.selection.checks import check_at_least
+
 if TYPE_CHECKING:
     from specattn.draft_attention import DraftAttention
     from specattn.mapping import Mapping
@@ -125,6 +127,9 @@ class Method:
     needs: ClassVar[Need] = Need.NOTHING
 
     dense_layers: int = 2
+
+    def __post_init__(self) -> None:
+        check_at_least(self.name, "dense_layers", self.dense_layers, 0)
 
     def prepare(self, state: RoundState) -> object:
         """Work done once a round for all layers, before the target's pass. The result reaches ``select``."""

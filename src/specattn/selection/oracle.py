@@ -35,6 +35,7 @@ class Oracle(Method):
     gqa: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_probability(self.name, "p", self.p)
         check_at_least(self.name, "sink", self.sink, 0)
         check_at_least(self.name, "window", self.window, 0)

@@ -91,10 +91,12 @@ def _convert(method: str, option: str, value: Any, kind: type) -> Any:
         return value
     try:
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                value.lower()
+            ]
         return kind(value)
     except (ValueError, KeyError):
-        raise UsageError(f"{method}: {option}={value!r} is not a {kind.__name__}") from None
+        raise UsageError(f"{method}: {option}={value!r} is not of type {kind.__name__}") from None
 
 
 def _closest(name: str, known: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ class SpecAttn(Method):
     gqa: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_probability(self.name, "p", self.p)
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))

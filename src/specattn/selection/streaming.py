@@ -27,6 +27,7 @@ class Streaming(Method):
     sink: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_budget(self.name, self.budget)
         check_at_least(self.name, "sink", self.sink, 0)
 

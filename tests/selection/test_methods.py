@@ -1,0 +1,269 @@
+"""Every method against the selection contract, and each against a plain reading of its definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny import tiny_mapping, tiny_pair
+
+from specattn.draft_attention import DraftAttention
+from specattn.errors import UsageError
+from specattn.geometry import KVGeometry
+from specattn.selection.base import LayerState, Method, RoundState, Selection
+from specattn.selection.registry import METHODS, get_method, parse_method, split_methods
+
+LENGTHS, ROWS = [23, 41, 9], 3
+PAIR = tiny_pair("qwen2", layers=4)
+TARGET = KVGeometry.from_config(PAIR.target.config, torch.float32)
+DRAFT = KVGeometry.from_config(PAIR.draft.config, torch.float32)
+MAPPING = tiny_mapping(PAIR)
+
+VARIANTS = [
+    "streaming:budget=0.3",
+    "streaming:budget=5:sink=2",
+    "oracle:p=0.8",
+    "oracle:p=0.8:gqa=max",
+    "oracle:p=0.8:gqa=union:sink=2:window=4",
+    "specattn:p=0.7",
+    "specattn:p=0.7:sink=0:window=0",
+    "specattn:p=0.7:map=global",
+    "specattn:p=0.7:map=layer",
+    "specattn:p=0.7:gqa=max",
+    "specattn:p=0.7:gqa=union:map=global",
+    "specattn:p=0.7:aggregate=union",
+    "specattn:p=0.5:granularity=page:page=4",
+    "specattn-paper:p=0.7",
+]
+
+
+class Keys:
+    """Random keys for each request, up to the end of its round."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        shape = (TARGET.kv_heads, TARGET.head_dim)
+        self.all = [torch.randn(n + ROWS, *shape, generator=generator) for n in LENGTHS]
+
+    def keys(self, layer: int) -> list[torch.Tensor]:
+        return self.all
+
+
+def round_state(method: Method) -> RoundState:
+    draft = DraftAttention(
+        DRAFT,
+        batch=len(LENGTHS),
+        rows=ROWS - 1,
+        length=max(LENGTHS) + ROWS,
+        device=torch.device("cpu"),
+        heads=method.draft_heads(MAPPING),
+    )
+    generator = torch.Generator().manual_seed(2)
+    for request, (row, layer) in itertools.product(
+        range(len(LENGTHS)), itertools.product(range(ROWS - 1), range(DRAFT.layers))
+    ):
+        scores = 3 * torch.randn(DRAFT.query_heads, 1, LENGTHS[request] + row + 1, generator=generator)
+        if draft.wants(layer):
+            draft.record(layer, request, row, 0, scores.softmax(-1))
+    return RoundState(
+        starts=torch.tensor(LENGTHS, dtype=torch.int32),
+        rows=ROWS,
+        max_length=max(LENGTHS) + ROWS,
+        layers=TARGET.layers,
+        kv_heads=TARGET.kv_heads,
+        query_heads=TARGET.query_heads,
+        draft=draft,
+        mapping=MAPPING,
+    )
+
+
+def select(method: Method, layer: int = 3) -> tuple[Selection, RoundState, LayerState]:
+    state = round_state(method)
+    queries = torch.randn(
+        len(LENGTHS),
+        ROWS,
+        TARGET.query_heads,
+        TARGET.head_dim,
+        generator=torch.Generator().manual_seed(3),
+    )
+    layer_state = LayerState(state, method.prepare(state), layer, queries, 0.25, Keys())
+    return method.select(layer_state), state, layer_state
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_the_contract(text):
+    method = parse_method(text)
+    selection, state, _ = select(method)
+    assert selection.indices.dtype == selection.counts.dtype == torch.int32
+    assert selection.indices.shape[:2] == selection.counts.shape == (len(LENGTHS), TARGET.kv_heads)
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        count = int(selection.counts[request, head])
+        chosen = selection.indices[request, head, :count].tolist()
+        length = int(state.lengths[request])
+        assert chosen == sorted(set(chosen)), "ascending, no duplicates"
+        assert chosen[0] >= 0 and chosen[-1] == length - 1
+        assert set(range(length - ROWS, length)) <= set(chosen), "the round's own tokens are visible"
+        assert (selection.indices[request, head, count:] == -1).all()
+        if request == 1:
+            assert count < length, "something of the longest context was left out"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
+def test_a_full_budget_selects_everything(name):
+    option = {"budget": 1.0} if name == "streaming" else {"p": 1.0}
+    selection, state, _ = select(get_method(name, **option))
+    assert torch.equal(selection.counts, state.lengths[:, None].expand(-1, TARGET.kv_heads))
+
+
+def test_dense_has_no_sparse_layer_and_the_others_keep_the_first_two_dense():
+    assert all(get_method("dense").is_dense(layer) for layer in range(40))
+    for name in ("specattn", "streaming", "oracle"):
+        assert [get_method(name).is_dense(layer) for layer in range(4)] == [True, True, False, False]
+        assert not get_method(name, dense_layers=0).is_dense(0)
+
+
+def test_streaming_reads_its_sinks_and_its_window():
+    selection, _, _ = select(get_method("streaming", budget=6, sink=2))
+    for request, length in enumerate(LENGTHS):
+        expected = [0, 1, *range(length - 4, length + ROWS)]
+        for head in range(TARGET.kv_heads):
+            count = int(selection.counts[request, head])
+            assert selection.indices[request, head, :count].tolist() == expected
+
+
+def smallest_nucleus(weights: torch.Tensor, p: float, forced: set[int]) -> set[int]:
+    """By sorting: the forced positions, then the heaviest until the mass is p of all."""
+    total = float(weights.double().sum())
+    chosen = set(forced)
+    mass = sum(float(weights[i]) for i in forced)
+    for i in weights.argsort(descending=True).tolist():
+        if mass >= p * total * (1 - 1e-6):
+            break
+        if i not in chosen:
+            chosen.add(i)
+            mass += float(weights[i])
+    return chosen
+
+
+def listed(selection: Selection, request: int, head: int) -> set[int]:
+    return set(selection.indices[request, head, : int(selection.counts[request, head])].tolist())
+
+
+@pytest.mark.parametrize("p", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("layer", [0, 3])
+def test_specattn_is_the_nucleus_of_the_mixed_mean_row(p, layer):
+    selection, state, _ = select(get_method("specattn", p=p, sink=2, window=3), layer)
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        length = LENGTHS[request] + ROWS
+        mixed = torch.zeros(length)
+        for row, draft_head in itertools.product(range(ROWS - 1), range(MAPPING.heads_kv.shape[-1])):
+            weight = MAPPING.heads_kv[layer, head, draft_head] / (ROWS - 1)
+            mixed += weight * state.draft.probabilities[request, row, draft_head, :length]
+        forced = {0, 1, *range(length - ROWS - 3, length)}
+        assert listed(selection, request, head) == smallest_nucleus(mixed, p, forced)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_the_papers_method_joins_the_nuclei_of_the_mapped_layers_rows(layer):
+    selection, state, _ = select(get_method("specattn-paper", p=0.6), layer)
+    draft_layer = int(MAPPING.layer_map[layer])
+    heads = slice(draft_layer * DRAFT.query_heads, (draft_layer + 1) * DRAFT.query_heads)
+    for request in range(len(LENGTHS)):
+        length = LENGTHS[request] + ROWS
+        expected: set[int] = set()
+        for row in range(ROWS - 1):
+            weights = state.draft.probabilities[request, row, heads, :length].mean(0)
+            expected |= smallest_nucleus(weights, 0.6, set(range(length - ROWS, length)))
+        for head in range(TARGET.kv_heads):
+            assert listed(selection, request, head) == expected
+
+
+def test_group_policies_nest():
+    union, _, _ = select(get_method("specattn", p=0.6, gqa="union"))
+    group = TARGET.group
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        single: set[int] = set()
+        state = round_state(get_method("specattn"))
+        length = LENGTHS[request] + ROWS
+        for query_head in range(head * group, (head + 1) * group):
+            weights = MAPPING.heads_query[3, query_head] @ state.draft.probabilities[request].mean(0)
+            single |= smallest_nucleus(
+                weights[:length], 0.6, {*range(4), *range(max(0, length - ROWS - 16), length)}
+            )
+        assert listed(union, request, head) == single
+
+
+def test_pages_are_taken_whole():
+    tokens, state, _ = select(get_method("specattn", p=0.5, sink=0, window=0))
+    pages, _, _ = select(get_method("specattn", p=0.5, sink=0, window=0, granularity="page", page=4))
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        touched = {i // 4 for i in listed(tokens, request, head)}
+        expected = {i for i in range(int(state.lengths[request])) if i // 4 in touched}
+        assert listed(pages, request, head) == expected
+
+
+@pytest.mark.parametrize("gqa", ["mean", "max", "union"])
+def test_the_oracle_holds_the_mass_it_promises(gqa):
+    selection, _, layer_state = select(get_method("oracle", p=0.8, gqa=gqa))
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        keys = layer_state.source.keys(3)[request][:, head]
+        kept = []
+        chosen = listed(selection, request, head)
+        for query_head in range(head * TARGET.group, (head + 1) * TARGET.group):
+            mass = 0.0
+            for row in range(ROWS):
+                visible = LENGTHS[request] + row + 1
+                logits = keys[:visible] @ layer_state.queries[request, row, query_head] * 0.25
+                weights = logits.softmax(-1)
+                mass += sum(float(weights[i]) for i in chosen if i < visible) / ROWS
+            kept.append(mass)
+        least = min(kept) if gqa == "union" else sum(kept) / len(kept)
+        assert gqa == "max" or least >= 0.8 - 1e-5
+
+
+def test_names_and_options_from_text():
+    method = parse_method("specattn:p=0.9:map=global:sink=8")
+    assert (method.p, method.map, method.sink) == (0.9, "global", 8)
+    assert parse_method("streaming:budget=64").budget == 64
+    assert split_methods("a:x=1, b:base=(c,d):y=2,") == ["a:x=1", "b:base=(c,d):y=2"]
+    assert get_method("specattn-paper").options() | {"p": 0.9} == {
+        **get_method("specattn").options(),
+        "p": 0.9,
+        "map": "layer",
+        "aggregate": "union",
+        "sink": 0,
+        "window": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("quset", "unknown method 'quset'"),
+        ("specatn", "did you mean 'specattn'"),
+        ("specattn:q=1", "no option 'q'"),
+        ("specattn:p", "not of the form"),
+        ("specattn:p=", "not of the form"),
+        ("specattn:p=high", "p='high' is not of type float"),
+        ("specattn:sink=1.5", "sink='1.5' is not of type int"),
+        ("specattn:p=0", r"p=0.0 is outside \(0, 1\]"),
+        ("specattn:p=1.01", r"outside \(0, 1\]"),
+        ("specattn:p=nan", r"outside \(0, 1\]"),
+        ("specattn:map=head", "map='head' is unknown"),
+        ("specattn:aggregate=max", "choose one of mean, union"),
+        ("specattn:granularity=block", "choose one of token, page"),
+        ("specattn:gqa=vote", "choose one of mean, max, union"),
+        ("specattn:window=-1", "window=-1 is below 0"),
+        ("specattn:page=0", "page=0 is below 1"),
+        ("specattn:dense_layers=-1", "dense_layers=-1 is below 0"),
+        ("streaming:budget=0", "budget=0.0"),
+        ("streaming:budget=2.5", "budget=2.5"),
+        ("streaming:sink=-1", "sink=-1"),
+        ("oracle:p=2", r"outside \(0, 1\]"),
+        ("dense:p=0.5", "no option 'p'"),
+    ],
+)
+def test_refusals_name_the_value(text, message):
+    with pytest.raises(UsageError, match=message):
+        parse_method(text)
