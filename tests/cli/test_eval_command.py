@@ -96,13 +96,13 @@ def test_perplexity_shows_the_change_and_what_was_not_read(evaluation) -> None:
     (row,) = document(result)["results"]
     assert f"{row['perplexity'] / row['perplexity_dense'] - 1:+.2%}" in result.stderr
     assert f"{1 - row['kv_read_fraction']:.1%}" in result.stderr
-    assert "streaming budget=0.2" in result.stderr
+    assert "streaming dense_layers=0 budget=0.2" in result.stderr
 
 
 def test_fidelity_shows_a_row_a_method(evaluation) -> None:
     result = evaluation("fidelity", "--rows", 10)
     assert result.exit_code == 0 and result.stdout == ""
-    for method in ("specattn p=0.6", "streaming budget=0.2", "streaming budget=0.5"):
+    for method in ("specattn dense_layers=0 p=0.6", "streaming budget=0.2", "streaming budget=0.5"):
         assert method in result.stderr
     assert "book" not in result.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -47,6 +48,8 @@ class Models:
         from specattn.pairs import load_pair
 
         logging.set_verbosity_error()  # a prompt's length is our own check
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
         console().print(
             f"loading {self.name or ' + '.join(filter(None, (self.target, self.draft)))} ...", style="dim"
         )

@@ -66,8 +66,8 @@ def _figures(report: dict[str, Any]) -> Table:
         f" prefill {seconds['prefill']:.1f} s, decode {seconds['decode']:.1f} s",
         "KV read": f"target {report['kv_read_fraction']:.1%}, draft {report['draft_read_fraction']:.1%}"
         " of the target's full reads",
-        "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens,"
-        f" {report['acceptance_rate']:.1%} of the draft's accepted",
+        "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens"
+        + (f", {report['acceptance_rate']:.1%} of the draft's accepted" if report["gamma"] else ""),
         "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
         f" peak {human_bytes(memory['peak_bytes'])}",
     }

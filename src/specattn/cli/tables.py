@@ -94,9 +94,8 @@ def results_table(results: Sequence[FidelityResult], view: View, *, by_document:
     table = Table(title=view.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method, mean" if by_document else "method", overflow="fold")
     for heading, _ in view.columns:
-        table.add_column(
-            heading, justify="right", no_wrap=True
-        )  # in a narrow terminal names wrap, figures do not
+        # In a narrow terminal names wrap, figures do not.
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in means(results).items():
         table.add_row(name, *_cells(view, figures), style="bold" if by_document else None)
         for result in results if by_document else ():
