@@ -130,9 +130,13 @@ class DenseAttend:
 
     def __call__(self, step: Step, call: LayerCall) -> Tensor:
         if step.meter is not None:
-            step.meter.add_dense(step.slots, step.positions, call.window)
+            self.count(step, call, step.meter)
         outs = [self.attend_request(step, call, request) for request in range(len(step.starts))]
         return torch.stack(outs)
+
+    def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
+        """Count the bytes that the call reads."""
+        meter.add_dense(step.slots, step.positions, call.window)
 
     def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
         """``[rows, query_heads, head_dim]`` for one request of the batch."""

@@ -20,12 +20,13 @@ from transformers.masking_utils import sdpa_mask
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
 from specattn.kernels import sparse_attention as kernel
+from specattn.pairs.checks import check_config, check_modules
 from specattn.selection.base import LayerState, Method, Need, RoundState
 from specattn.selection.registry import parse_method
 
 IMPLEMENTATION = "specattn_dropin"
 MOST_ROWS = 32
-"""Passes with more new tokens than this are prefill."""
+"""Passes with more new tokens than this are prefill, and so are those that begin a request."""
 
 
 @contextmanager
@@ -39,7 +40,8 @@ def sparse_attention(
         method: a method that needs no draft, or its name (options as keywords or as ``name:option=value``).
 
     Raises:
-        UsageError: if the method needs a draft, or its name or options are unknown.
+        UsageError: if the method needs a draft, its name or options are unknown, or the model's attention is not
+            supported.
     """
     if isinstance(method, str):
         method = parse_method(method, **options)
@@ -50,11 +52,16 @@ def sparse_attention(
             f"method {method.name!r} reads where a draft model looks; use specattn.generate with a pair, "
             "or a method that needs no draft: dense, streaming, oracle"
         )
+    name = model.config._name_or_path or model.config.model_type
+    check_config(model.config, name)
+    check_modules(model, name)
     dropin = _DropIn(method, KVGeometry.from_config(model.config, model.dtype))
     before = model.config._attn_implementation
-    AttentionInterface.register(IMPLEMENTATION, _forward)
+    # generate compiles decoding with a static cache; selection asks the device for counts and stays as it is.
+    AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(_forward))
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     modules = [module for module in model.modules() if hasattr(module, "layer_idx")]
+    outer = [vars(module).get("_specattn") for module in modules]  # of a block around this one
     try:
         for module in modules:
             module._specattn = dropin  # type: ignore[assignment]
@@ -62,9 +69,11 @@ def sparse_attention(
         yield model
     finally:
         model.set_attn_implementation(before)
-        for module in modules:
-            if "_specattn" in vars(module):
-                del module._specattn
+        for module, previous in zip(modules, outer, strict=True):
+            if previous is None:
+                vars(module).pop("_specattn", None)
+            else:
+                module._specattn = previous
 
 
 @dataclass
@@ -122,7 +131,11 @@ class _Context:
             lengths = torch.full((batch,), columns, device=key.device)
             return cls(key, value, torch.zeros_like(lengths), lengths)
         seen = mask[:, 0, -1, :columns].expand(batch, -1)
-        return cls(key, value, seen.int().argmax(-1), seen.sum(-1))
+        first, lengths = seen.int().argmax(-1), seen.sum(-1)
+        last = columns - 1 - seen.flip(-1).int().argmax(-1)
+        if bool((last - first + 1 != lengths).any()):
+            raise UsageError("attention_mask hides tokens between others; pad the prompts on the left")
+        return cls(key, value, first, lengths)
 
     def keys(self, layer: int) -> list[Tensor]:
         spans = zip(self.first.tolist(), self.lengths.tolist(), strict=True)
@@ -145,10 +158,18 @@ def _forward(
     """The function that transformers calls; sliding-window layers and prefill stay as they are."""
     dropin: _DropIn = module._specattn  # type: ignore[assignment]
     layer: int = module.layer_idx  # type: ignore[assignment]
-    rows, columns = query.shape[2], key.shape[2]
-    prefill = rows == columns or rows > MOST_ROWS
+    prefill = _is_prefill(query.shape[2], key.shape[2], attention_mask)
     if prefill or options.get("sliding_window") is not None or dropin.method.is_dense(layer):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     context = _Context.of(key, value, attention_mask)
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
     return dropin.attend(layer, query, context, scaling), None
+
+
+def _is_prefill(rows: int, columns: int, mask: Tensor | None) -> bool:
+    """Whether a pass has many new tokens, or the first of a request: a static cache then has more columns than rows."""
+    if rows == columns or rows > MOST_ROWS:
+        return True
+    if mask is None:  # transformers leaves it out for a single row, and for the rows of an empty static cache
+        return rows > 1
+    return bool((mask[:, 0, 0].sum(-1) <= 1).any())

@@ -175,10 +175,10 @@ class Engine:
         started = perf_counter()
         prompt = active.request.prompt
         roles = ("target", "draft")
-        logits = next(
+        logits, *_ = [
             runner.prefill(active.slot, prompt, progress=self._report(role))
             for role, runner in zip(roles, self._runners, strict=False)
-        )
+        ]
         sampling = SamplingState.of([active.request.sampling], logits.device)
         probs = warp(logits[None, None, : self.pair.vocab_size], sampling)
         counter = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)

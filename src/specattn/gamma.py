@@ -7,16 +7,25 @@ from dataclasses import dataclass
 from specattn.errors import UsageError
 
 AUTO = "auto"
+LARGEST = 63
+"""Longer rounds are refused: acceptance falls geometrically, and a round has a fixed share of the random numbers."""
+
+LARGEST_GAMMA = 64
+"""The largest draft length: what a round's share of a request's random numbers is enough for."""
 
 
 def check_gamma(gamma: int | str) -> None:
-    """Refuse a draft length that is neither a positive number nor ``auto``.
+    """Refuse a draft length that is neither a number from 1 to :data:`LARGEST_GAMMA` nor ``auto``.
 
     Raises:
         UsageError: naming the value.
     """
-    if gamma != AUTO and (not isinstance(gamma, int) or isinstance(gamma, bool) or gamma < 1):
-        raise UsageError(f"gamma={gamma!r} must be a whole number of at least 1, or {AUTO!r}")
+    if gamma == AUTO:
+        return
+    if not isinstance(gamma, int) or isinstance(gamma, bool) or not 1 <= gamma <= LARGEST_GAMMA:
+        raise UsageError(
+            f"gamma={gamma!r} must be a whole number of at least 1 and at most {LARGEST_GAMMA}, or {AUTO!r}"
+        )
 
 
 @dataclass

@@ -16,13 +16,15 @@ from torch import Tensor
 from specattn.acceptance import verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
 from specattn.draft_attention import DraftAttention
+from specattn.gamma import LARGEST
+from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
 
-DRAWS_A_ROUND = 64
-"""Random numbers a stream may use in one round; above any gamma."""
+DRAWS_A_ROUND = LARGEST_GAMMA
+"""Random numbers a stream may use in one round: one for each draft token."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+REPLACEMENT = "\ufffd"
+"""What a tokenizer makes of bytes that are no character, or not yet."""
+
+MARGIN = 16
+"""Tokens before the end of a cut text that the cut may have changed."""
 
 
 class TextStream:
@@ -25,12 +29,14 @@ class TextStream:
         self.stopped = False
         self._stop = tuple(stop)
         self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        # Tokens that may still take part in a character, and how many of them are in the text already.
+        self._recent: list[int] = []
+        self._known = 0
         self._emitted = 0
 
     def push(self, token: int) -> None:
         """Decode one more token; sets ``stopped`` when it completes a stop string."""
-        piece = self._stream.step(self._backend, token)
+        piece = self._decode(token)
         if not piece:
             return
         longest = max((len(stop) for stop in self._stop), default=0)
@@ -48,8 +54,23 @@ class TextStream:
         self._emitted = max(self._emitted, end)
         return piece
 
+    def _decode(self, token: int) -> str:
+        """What ``token`` adds to the text: nothing while a character is unfinished.
+
+        The tokens before it are decoded again, as what a token reads may depend on them (a space, a run of bytes).
+        """
+        self._recent.append(token)
+        known = self._backend.decode(self._recent[: self._known], skip_special_tokens=True)
+        whole = self._backend.decode(self._recent, skip_special_tokens=True)
+        if whole.endswith(REPLACEMENT) or len(whole) <= len(known):
+            return ""
+        self._recent = self._recent[self._known :]
+        self._known = len(self._recent)
+        return whole[len(known) :]
+
     def _held_back(self) -> int:
-        for count in range(max((len(s) for s in self._stop), default=1) - 1, 0, -1):
+        longest = max((len(stop) for stop in self._stop), default=1)
+        for count in range(min(longest - 1, len(self.text)), 0, -1):
             if any(stop.startswith(self.text[-count:]) for stop in self._stop if len(stop) > count):
                 return count
         return 0
@@ -60,7 +81,7 @@ def first_tokens(tokenizer: Any, text: str | Sequence[int], count: int) -> list[
     if not isinstance(text, str):
         return [int(token) for token in text][:count]
     # A token is at most a few characters: there is no need to encode a whole book for its beginning.
-    tokens = list(tokenizer(text[: 16 * count])["input_ids"])
-    if len(tokens) < count:
+    tokens = list(tokenizer(text[: 16 * (count + MARGIN)])["input_ids"])
+    if len(tokens) < count + MARGIN:
         tokens = list(tokenizer(text)["input_ids"])
     return tokens[:count]

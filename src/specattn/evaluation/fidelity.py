@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specattn.accounting import read_fractions
+from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.engine import resolve_mapping
@@ -82,13 +82,22 @@ def evaluate(
         UsageError: if the figures do not fit each other or the models, before any work.
     """
     check_protocol(pair, context, rows, gamma)
+    for document in documents:
+        if len(document.tokens) <= context:
+            raise UsageError(
+                f"document {document.name!r} has {len(document.tokens):,} tokens and {context + 1:,} are needed; "
+                "use a longer one or a shorter context"
+            )
     mappings = [resolve_mapping(pair, method, mapping) for method in methods]
-    with attached(pair.target, pair.draft), torch.inference_mode():
-        session = _Session(pair, context, rows, gamma, progress)
-        for document in documents:
+    session = _Session(pair, context, rows, gamma, progress)
+    for document in documents:
+        with attached(*pair.models), torch.inference_mode():
             session.read(document)
-            for method, resolved in zip(methods, mappings, strict=True):
-                yield session.run(method, resolved)
+        for method, resolved in zip(methods, mappings, strict=True):
+            with attached(*pair.models), torch.inference_mode():
+                result = session.run(method, resolved)
+            # Outside the block: the caller finds the models as they were.
+            yield result
 
 
 def check_protocol(pair: Pair, context: int, rows: int, gamma: int) -> None:
@@ -162,11 +171,9 @@ class _Session:
         export = speculator.export([start], steps)
         if export is None or self.draft is None:
             return None
-        step = self.draft.step([0], [start - 1], steps + 1, ExportAttend(export, 0, steps), metered=False)
+        attend = _StepwiseExport(export, 0, steps)
+        step = self.draft.step([0], [start - 1], steps + 1, attend)
         self.draft.forward(step, self._tokens(start - 1, steps + 1), 1)
-        for row in range(steps):
-            for _ in range(self.draft.geometry.layers):
-                self.draft.meter.add_dense(step.slots, step.positions[:, : row + 2], None)
         return export
 
     def _logits(self, step: Step, start: int, count: int) -> Tensor:
@@ -213,6 +220,15 @@ class _Session:
     def _rewind(self, length: int) -> None:
         for runner in self.runners:
             runner.cache.set_length(0, length)
+
+
+class _StepwiseExport(ExportAttend):
+    """Many rows in one pass, but the bytes of a draft that reads two tokens in its first step and then one a step."""
+
+    def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
+        meter.add_dense(step.slots, step.positions[:, :2], call.window)
+        for row in range(2, step.positions.shape[1]):
+            meter.add_dense(step.slots, step.positions[:, row : row + 1], call.window)
 
 
 class AttentionMass:

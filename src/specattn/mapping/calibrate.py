@@ -128,8 +128,8 @@ def _check(pair: Pair, tokens: int, rounds: int, gamma: int, metric: str, heads:
         raise UsageError("calibration maps a draft to its target, and the pair has no draft; give one")
     if metric not in METRICS:
         raise UsageError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}")
-    if rounds < 1 or gamma < 1 or heads < 1:
-        raise UsageError(f"rounds={rounds}, gamma={gamma} and heads={heads} must all be at least 1")
+    if min(tokens, rounds, gamma, heads) < 1:
+        raise UsageError(f"{tokens=}, {rounds=}, {gamma=} and {heads=} must all be at least 1")
     if tokens > pair.context_limit:
         raise UsageError(
             f"tokens={tokens:,} is beyond the models' context of {pair.context_limit:,}; use fewer tokens"
