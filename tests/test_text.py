@@ -215,11 +215,11 @@ def test_first_tokens_are_those_of_the_whole_text(make, parts, count):
 
 def test_first_tokens_of_long_ones():
     """A token of 40 characters is more than a cut at 16 a token leaves room for."""
-    tokenizer = byte_level()
-    whole = tokenizer(LONG * 50 + " fox")["input_ids"]
-    assert len(whole) < 60
-    for count in range(len(whole)):
-        assert first_tokens(tokenizer, LONG * 50 + " fox", count) == whole[:count]
+    tokenizer, text = byte_level(), f"{LONG}\n" * 50
+    whole = tokenizer(text)["input_ids"]
+    assert len(whole) == 100
+    for count in range(102):
+        assert first_tokens(tokenizer, text, count) == whole[:count]
 
 
 def test_a_long_text_is_not_encoded_as_a_whole():

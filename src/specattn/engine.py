@@ -15,14 +15,15 @@ import torch
 
 from specattn.accounting import read_fractions
 from specattn.attention import attached
-from specattn.errors import CacheFullError, SpecAttnError, UsageError
+from specattn.errors import CacheFullError, SpecAttnError
 from specattn.gamma import GammaPolicy, check_gamma
 from specattn.mapping.artifact import Mapping
+from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
 from specattn.request import ActiveRequest, GenerationResult, Request
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
-from specattn.selection.base import Method, Need
+from specattn.selection.base import Method
 from specattn.selection.registry import parse_method
 from specattn.speculation import Batch, Speculator
 from specattn.text import TextStream
@@ -72,6 +73,7 @@ class Engine:
         self.pair = pair
         self.method = parse_method(method) if isinstance(method, str) else method
         mapping = resolve_mapping(pair, self.method, mapping)
+        mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
         self._progress = progress
         # A round writes up to gamma tokens beyond the last that counts.
@@ -255,31 +257,6 @@ class Engine:
         for runner in self._runners:
             runner.cache.free(active.slot)
         return active.result(self.method.name, fractions, error)
-
-
-def resolve_mapping(pair: Pair, method: Method, mapping: Mapping | None) -> Mapping | None:
-    """The mapping that ``method`` will use on ``pair``: the one given, or the pair's own.
-
-    Raises:
-        UsageError: if the method needs a draft or a mapping and there is none, or the mapping is another pair's.
-    """
-    if Need.DRAFT in method.needs and pair.draft is None:
-        raise UsageError(
-            f"method {method.name!r} reads where the draft looks, and there is no draft; "
-            "give one (--draft), or use a method that needs none: dense, streaming"
-        )
-    if Need.MAPPING not in method.needs:
-        return None
-    if mapping is None and pair.mapping_file is not None:
-        mapping = Mapping.load(pair.mapping_file)
-    if mapping is None:
-        raise UsageError(
-            f"method {method.name!r} needs a mapping calibrated for {pair.name}; make one with "
-            "`specattn calibrate --text FILE --out mapping.safetensors` and pass it with --mapping"
-        )
-    assert pair.draft is not None
-    mapping.check(pair.target.config, pair.draft.config)
-    return mapping.to(pair.device)
 
 
 def _draft_cost(pair: Pair) -> float:

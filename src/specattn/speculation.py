@@ -16,7 +16,6 @@ from torch import Tensor
 from specattn.acceptance import verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
 from specattn.draft_attention import DraftAttention
-from specattn.gamma import LARGEST
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
 from specattn.runner import ModelRunner

@@ -63,7 +63,8 @@ def calibrate(
     if out.exists() and not force:
         raise UsageError(f"--out {out} exists; choose another name, or replace it with --force")
     check_plot(plot)
-    loaded, load_seconds = Models(pair, target, draft, device, dtype).load()
+    models = Models(pair, target, draft, device, dtype)
+    loaded, load_seconds = models.load(models.find())
     started = perf_counter()
     # How many passes the mixtures will need, nobody knows.
     with Bars(lambda stage: None if stage == "mixture" else tokens) as bars:

@@ -30,9 +30,10 @@ from specattn.cli.tables import FIDELITY, PERPLEXITY, View, results_table
 from specattn.errors import UsageError
 
 if TYPE_CHECKING:
+    from specattn.evaluation.documents import Document
     from specattn.evaluation.fidelity import FidelityResult
     from specattn.mapping.artifact import Mapping
-    from specattn.pairs import Pair
+    from specattn.pairs import FoundPair, Pair
     from specattn.selection.base import Method
 
 Context = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each text.")]
@@ -129,6 +130,18 @@ class Protocol:
                 f"--rows {self.rows} must be below --context {self.context}; what is left is read densely"
             )
 
+    def documents(self, pair: FoundPair) -> list[Document]:
+        """The texts' tokens.
+
+        Raises:
+            UsageError: if the models cannot serve the protocol, or a text is too short for it.
+        """
+        from specattn.evaluation.documents import load_documents
+        from specattn.evaluation.fidelity import check_protocol
+
+        check_protocol(pair, self.context, self.rows, self.gamma)
+        return load_documents(self.texts, pair.tokenizer, self.context + 1)
+
     def total(self, what: str) -> int:
         """Tokens that a stage of the evaluation will report."""
         return self.context - self.rows if what.endswith("prefill") else self.rows
@@ -147,16 +160,21 @@ def _run(
 ) -> None:
     """Evaluate and report; an interruption or an error on the way keeps the results that there are."""
     from specattn.evaluation.summary import plot_frontier
+    from specattn.mapping.resolve import resolve_mapping
 
     chosen = _methods(methods)
     protocol.check()
     check_plot(plot)
     calibrated = load_mapping(mapping)
-    pair, _ = models.load()
+    found = models.find()
+    documents = protocol.documents(found)
+    for method in chosen:
+        resolve_mapping(found, method, calibrated)
+    pair, _ = models.load(found)
     results: list[FidelityResult] = []
     failure: BaseException | None = None
     try:
-        _evaluate(pair, protocol, chosen, calibrated, results)
+        _evaluate(pair, protocol, documents, chosen, calibrated, results)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, UsageError) and not results:
             raise  # refused before any work
@@ -183,16 +201,14 @@ def _methods(text: str) -> list[Method]:
 def _evaluate(
     pair: Pair,
     protocol: Protocol,
+    documents: Sequence[Document],
     methods: Sequence[Method],
     mapping: Mapping | None,
     results: list[FidelityResult],
 ) -> None:
     """Append a result to ``results`` as soon as it is there."""
-    from specattn.evaluation.documents import load_documents
-    from specattn.evaluation.fidelity import check_protocol, evaluate
+    from specattn.evaluation.fidelity import evaluate
 
-    check_protocol(pair, protocol.context, protocol.rows, protocol.gamma)
-    documents = load_documents(protocol.texts, pair.tokenizer, protocol.context + 1)
     with Bars(protocol.total) as bars:
         for result in evaluate(
             pair,

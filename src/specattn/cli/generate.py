@@ -86,6 +86,7 @@ def generate(
     draft_tokens = parse_gamma(gamma)
 
     from specattn.engine import Engine
+    from specattn.mapping.resolve import resolve_mapping
     from specattn.request import Request
     from specattn.sampling import SamplingParams
     from specattn.selection.registry import parse_method, parse_options
@@ -93,9 +94,12 @@ def generate(
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
     calibrated = load_mapping(mapping)
-    loaded, load_seconds = Models(pair, target, draft, device, dtype).load()
-    request = Request(encode(loaded, text, chat=chat), max_new_tokens, sampling, tuple(stop or ()))
-    request.check(loaded.context_limit)
+    models = Models(pair, target, draft, device, dtype)
+    found = models.find()
+    request = Request(encode(found, text, chat=chat), max_new_tokens, sampling, tuple(stop or ()))
+    request.check(found.context_limit)
+    calibrated = resolve_mapping(found, selection, calibrated)
+    loaded, load_seconds = models.load(found)
 
     room = min(len(request.prompt) + max_new_tokens, loaded.context_limit)
     with (

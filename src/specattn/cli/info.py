@@ -58,20 +58,13 @@ def _methods() -> dict[str, dict[str, object]]:
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:
     """The models by their configurations, and the mapping, which must be theirs."""
-    from specattn.pairs.load import _mapping_file, _references, check_sources, resolve_dtype
-    from specattn.pairs.source import locate, open_source
-
-    references, name = _references(models.pair, models.target, models.draft)
-    dtype = resolve_dtype(models.dtype)
-    sources = [open_source(reference, locate(reference, dtype), dtype) for reference in references]
-    if len(sources) == 2:
-        check_sources(*sources)
-    roles = zip(("target", "draft"), sources, strict=False)
+    found = models.find()
+    roles = zip(("target", "draft"), found.sources, strict=False)
     report: dict[str, Any] = {
-        "pair": {"name": name} | {role: _model(source, dtype) for role, source in roles}
+        "pair": {"name": found.name} | {role: _model(source, found.dtype) for role, source in roles}
     }
-    path = mapping or _mapping_file(name)
-    return report if path is None else report | {"mapping": _mapping(path, sources)}
+    path = mapping or found.mapping_file
+    return report if path is None else report | {"mapping": _mapping(path, found.sources)}
 
 
 def _model(source: Source, dtype: torch.dtype | str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from specattn.cli.output import console
 
 if TYPE_CHECKING:
     from specattn.mapping.artifact import Mapping
-    from specattn.pairs import Pair
+    from specattn.pairs import FoundPair, Pair
 
 DEFAULT_PAIR = "qwen2.5-coder"
 
@@ -37,27 +37,32 @@ class Models:
         """The built-in pair to use: the default one if no model was asked for."""
         return self.pair if self.named else DEFAULT_PAIR
 
-    def load(self) -> tuple[Pair, float]:
+    def find(self) -> FoundPair:
+        """The pair without its weights: enough to refuse what cannot work.
+
+        Raises:
+            UsageError, SpecAttnError: as :func:`specattn.pairs.find_pair`.
+        """
+        from transformers.utils import logging
+
+        from specattn.pairs import find_pair
+        from specattn.pairs.load import resolve_device
+
+        resolve_device(self.device)
+        logging.set_verbosity_error()  # a prompt's length is our own check
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()
+        return find_pair(self.name, target=self.target, draft=self.draft, dtype=self.dtype)
+
+    def load(self, found: FoundPair) -> tuple[Pair, float]:
         """The loaded pair and the seconds that it took.
 
         Raises:
             UsageError, SpecAttnError: as :func:`specattn.load_pair`.
         """
-        from transformers.utils import logging
-
-        from specattn.pairs import load_pair
-
-        logging.set_verbosity_error()  # a prompt's length is our own check
-        if not sys.stderr.isatty():
-            logging.disable_progress_bar()
-        console().print(
-            f"loading {self.name or ' + '.join(filter(None, (self.target, self.draft)))} ...", style="dim"
-        )
+        console().print(f"loading {found.name} ...", style="dim")
         started = perf_counter()
-        pair = load_pair(
-            self.name, target=self.target, draft=self.draft, device=self.device, dtype=self.dtype
-        )
-        return pair, perf_counter() - started
+        return found.load(self.device), perf_counter() - started
 
 
 def load_mapping(path: Path | None) -> Mapping | None:

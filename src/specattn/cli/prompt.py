@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from specattn.errors import UsageError
 
 if TYPE_CHECKING:
-    from specattn.pairs import Pair
+    from specattn.pairs import FoundPair
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -28,7 +28,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return "\n\n".join(parts)
 
 
-def encode(pair: Pair, text: str, *, chat: bool) -> list[int]:
+def encode(pair: FoundPair, text: str, *, chat: bool) -> list[int]:
     """Token ids of the prompt; with ``chat`` as a user's message in the tokenizer's chat template.
 
     Raises:

@@ -16,12 +16,12 @@ from torch import Tensor
 from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
-from specattn.engine import resolve_mapping
 from specattn.errors import UsageError
 from specattn.evaluation.documents import Document
 from specattn.kernels.dense_attention import attention_probabilities
 from specattn.mapping.artifact import Mapping
-from specattn.pairs import Pair
+from specattn.mapping.resolve import resolve_mapping
+from specattn.pairs import FoundPair, Pair
 from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
 from specattn.speculation import Speculator
@@ -100,7 +100,7 @@ def evaluate(
             yield result
 
 
-def check_protocol(pair: Pair, context: int, rows: int, gamma: int) -> None:
+def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) -> None:
     """Refuse an evaluation that cannot run.
 
     Raises:

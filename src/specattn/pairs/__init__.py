@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specattn.pairs.builtin import BUILTIN, MODELS
     from specattn.pairs.checks import SUPPORTED
-    from specattn.pairs.load import load_pair, make_pair
+    from specattn.pairs.load import FoundPair, find_pair, load_pair, make_pair
     from specattn.pairs.pair import Pair
 
-__all__ = ["BUILTIN", "MODELS", "SUPPORTED", "Pair", "load_pair", "make_pair"]
+__all__ = ["BUILTIN", "MODELS", "SUPPORTED", "FoundPair", "Pair", "find_pair", "load_pair", "make_pair"]
 
 _HOME = {
     "BUILTIN": "builtin",
     "MODELS": "builtin",
     "SUPPORTED": "checks",
+    "FoundPair": "load",
     "Pair": "pair",
+    "find_pair": "load",
     "load_pair": "load",
     "make_pair": "load",
 }

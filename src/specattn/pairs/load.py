@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,8 @@ def load_pair(
         UsageError: an unknown name, a model that cannot be found or is not supported, models that do not fit.
         SpecAttnError: the weights could not be converted or do not fit on the device.
     """
-    device, dtype = resolve_device(device), resolve_dtype(dtype)
-    label, sources = find_sources(name, target, draft, dtype)
-    target_model = load_model(sources[0], device, dtype)
-    draft_model = load_model(sources[1], device, target_model.dtype) if len(sources) == 2 else None
-    return Pair(label, target_model, draft_model, sources[0].tokenizer, _mapping_file(name))
+    resolve_device(device)
+    return find_pair(name, target=target, draft=draft, dtype=dtype).load(device)
 
 
 def make_pair(
@@ -71,20 +69,61 @@ def make_pair(
     return Pair(name or " + ".join(names), target_model, draft_model, tokenizer, _mapping_file(name))
 
 
-def find_sources(
-    name: str | None, target: str | Path | None, draft: str | Path | None, dtype: torch.dtype | str
-) -> tuple[str, list[Source]]:
-    """What the pair is called, and its target and draft: found, and known to fit, but without weights.
+def find_pair(
+    name: str | None = None,
+    *,
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> FoundPair:
+    """Find a pair and make sure that its models fit, without reading their weights.
 
-    Raises:
-        UsageError: as :func:`load_pair`.
+    Args and errors are those of :func:`load_pair`.
     """
+    dtype = resolve_dtype(dtype)
     references, label = _references(name, target, draft)
     locations = [locate(reference, dtype) for reference in references]
     sources = [open_source(ref, place, dtype) for ref, place in zip(references, locations, strict=True)]
     if len(sources) == 2:
         check_sources(*sources)
-    return label, sources
+    return FoundPair(label, sources[0], sources[1] if sources[1:] else None, dtype, _mapping_file(name))
+
+
+@dataclass(frozen=True)
+class FoundPair:
+    """A pair whose models are found and fit each other; enough to refuse a request before weights are read."""
+
+    name: str
+    target: Source
+    draft: Source | None
+    dtype: torch.dtype | str
+    mapping_file: Path | None
+
+    @property
+    def sources(self) -> list[Source]:
+        """The target, and the draft if there is one."""
+        return [self.target] if self.draft is None else [self.target, self.draft]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.target.tokenizer
+
+    @property
+    def context_limit(self) -> int:
+        """See :attr:`Pair.context_limit`."""
+        return min(source.config.max_position_embeddings for source in self.sources)
+
+    def load(self, device: str | torch.device | None = None) -> Pair:
+        """Read the weights.
+
+        Raises:
+            UsageError: the device is not there, or weights are missing.
+            SpecAttnError: the weights do not fit on the device.
+        """
+        device = resolve_device(device)
+        target = load_model(self.target, device, self.dtype)
+        draft = None if self.draft is None else load_model(self.draft, device, target.dtype)
+        return Pair(self.name, target, draft, self.tokenizer, self.mapping_file)
 
 
 def _check_placement(target: PreTrainedModel, draft: PreTrainedModel) -> None:
