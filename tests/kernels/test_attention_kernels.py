@@ -57,6 +57,15 @@ def test_dense_attention(query_heads, kv_heads, rows, start, cuts, window):
     assert error_ratio(out, exact(query, key, value, causal(rows, length, start, window), 0.3)) < 1e-5
 
 
+@pytest.mark.parametrize("rows,start", [(70, 0), (70, 30)])
+def test_a_prefill_over_scattered_pages(rows, start):
+    torch.manual_seed(2)
+    length = start + rows
+    query, key, value = torch.randn(rows, 4, 8), torch.randn(length, 2, 8), torch.randn(length, 2, 8)
+    out = dense_attention(query, split(key, value, [16, 48]), start, 0, 0.4)
+    assert error_ratio(out, exact(query, key, value, causal(rows, length, start), 0.4)) < 1e-5
+
+
 def test_a_sliding_window_reads_only_what_it_is_given():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 4, 8), torch.randn(20, 2, 8), torch.randn(20, 2, 8)

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from specattn.pairs import FoundPair, Pair
     from specattn.selection.base import Method
 
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch", metavar="N", min=1, help="Texts that are decoded at once; less needs less memory."
+    ),
+]
 Context = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of each text.")]
 Plot = Annotated[
     Path | None,
@@ -51,6 +57,7 @@ def fidelity(
         int, typer.Option(metavar="R", min=1, help="The last tokens, which are decoded with the method.")
     ] = 255,
     gamma: FixedGamma = 4,
+    batch: BatchSize = 8,
     methods: MethodList = "specattn",
     mapping: MappingFile = None,
     plot: Plot = None,
@@ -64,7 +71,7 @@ def fidelity(
     debug: Debug = False,
 ) -> None:
     """How far the next-token distributions stray from dense attention's: KL, total variation, agreement."""
-    protocol = Protocol(text, context, rows, gamma)
+    protocol = Protocol(text, context, rows, gamma, batch)
     models = Models(pair, target, draft, device, dtype)
     _run(FIDELITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
 
@@ -82,6 +89,7 @@ def perplexity(
         ),
     ] = None,
     gamma: FixedGamma = 4,
+    batch: BatchSize = 8,
     methods: MethodList = "specattn",
     mapping: MappingFile = None,
     plot: Plot = None,
@@ -95,19 +103,23 @@ def perplexity(
     debug: Debug = False,
 ) -> None:
     """Perplexity in the protocol of the SpecAttn paper: the first tenth of the text is read densely."""
-    protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma)
+    protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma, batch)
     models = Models(pair, target, draft, device, dtype)
     _run(PERPLEXITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is decoded: the last ``rows`` of ``context`` tokens of each text, in rounds of ``gamma + 1``."""
+    """What is decoded: the last ``rows`` of ``context`` tokens of each text, in rounds of ``gamma + 1``.
+
+    ``batch`` texts are decoded at once.
+    """
 
     texts: Sequence[Path]
     context: int
     rows: int
     gamma: int
+    batch: int
 
     def check(self) -> None:
         """Refuse what can be refused without a model.
@@ -217,6 +229,7 @@ def _evaluate(
             context=protocol.context,
             rows=protocol.rows,
             gamma=protocol.gamma,
+            batch=protocol.batch,
             mapping=mapping,
             progress=bars,
         ):

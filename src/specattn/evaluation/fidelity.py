@@ -6,6 +6,7 @@ the text itself. The draft's attention comes from the same tokens, as in a round
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specattn.accounting import ReadMeter, read_fractions
-from specattn.attention import DenseAttend, ExportAttend, LayerCall, Step, attached
+from specattn.accounting import read_fractions
+from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
 from specattn.evaluation.documents import Document
@@ -24,6 +25,7 @@ from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import FoundPair, Pair
 from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
+from specattn.selection.checks import check_at_least
 from specattn.speculation import Speculator
 
 Progress = Callable[[str, int], None]
@@ -69,6 +71,7 @@ def evaluate(
     rows: int,
     gamma: int = 4,
     mapping: Mapping | None = None,
+    batch: int = 8,
     progress: Progress | None = None,
 ) -> Iterator[FidelityResult]:
     """Evaluate every method on every document; results come as they are ready.
@@ -77,27 +80,31 @@ def evaluate(
         documents: at least ``context + 1`` tokens each.
         context: tokens of text; the last ``rows`` of them are decoded with the method.
         gamma: rounds have ``gamma + 1`` rows.
+        batch: documents that are decoded at once.
 
     Raises:
         UsageError: if the figures do not fit each other or the models, before any work.
+        CacheFullError: if the documents of a batch do not fit in memory.
     """
     check_protocol(pair, context, rows, gamma)
+    check_at_least("evaluate", "batch", batch, 1)
     for document in documents:
         if len(document.tokens) <= context:
             raise UsageError(
                 f"document {document.name!r} has {len(document.tokens):,} tokens and {context + 1:,} are needed; "
                 "use a longer one or a shorter context"
             )
-    mappings = [resolve_mapping(pair, method, mapping) for method in methods]
-    session = _Session(pair, context, rows, gamma, progress)
-    for document in documents:
+    resolved = [resolve_mapping(pair, method, mapping) for method in methods]
+    mappings = [None if found is None else found.to(pair.device) for found in resolved]
+    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), progress)
+    for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
-            session.read(document)
-        for method, resolved in zip(methods, mappings, strict=True):
+            session.read(documents[first : first + batch])
+        for method, found in zip(methods, mappings, strict=True):
             with attached(*pair.models), torch.inference_mode():
-                result = session.run(method, resolved)
+                results = session.run(method, found)
             # Outside the block: the caller finds the models as they were.
-            yield result
+            yield from results
 
 
 def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) -> None:
@@ -117,125 +124,146 @@ def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) 
 
 
 class _Session:
-    """The models with one document at a time in their caches."""
+    """The models with a batch of documents in their caches; all of them stand at the same position."""
 
-    def __init__(self, pair: Pair, context: int, rows: int, gamma: int, progress: Progress | None) -> None:
+    def __init__(
+        self, pair: Pair, context: int, rows: int, gamma: int, batch: int, progress: Progress | None
+    ) -> None:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
         self.prefix = context - rows
         self.progress = progress or (lambda what, count: None)
-        size = {"tokens": context + gamma + 1, "slots": 1}
-        self.target = ModelRunner(pair.target, **size)
-        self.draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
+        room = context + gamma + 1
+        self.target = ModelRunner(pair.target, tokens=batch * room, slots=batch, max_length=room)
+        self.draft = None
+        if pair.draft is not None:
+            self.draft = ModelRunner(pair.draft, tokens=batch * room, slots=batch, max_length=room)
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
         for runner in self.runners:
-            runner.cache.allocate(context + gamma + 1)
+            for _ in range(batch):
+                runner.cache.allocate(room)
 
-    def read(self, document: Document) -> None:
-        """Fill the caches with the document's prefix and compute the dense reference."""
-        self.document = document
+    def read(self, documents: Sequence[Document]) -> None:
+        """Fill the caches with the documents' prefixes and compute the dense reference."""
+        self.names = [document.name for document in documents]
+        self.slots = list(range(len(documents)))
+        tokens = [document.tokens[: self.context + 1] for document in documents]
+        self.tokens = torch.tensor(tokens, device=self.target.device)
         self._rewind(0)
-        for role, runner in zip(("target", "draft"), self.runners, strict=False):
-            report = partial(self.progress, f"{document.name}: {role} prefill")
-            runner.prefill(0, document.tokens[: self.prefix], progress=report)
+        for slot, (name, document) in enumerate(zip(self.names, tokens, strict=True)):
+            for role, runner in zip(("target", "draft"), self.runners, strict=False):
+                report = partial(self.progress, f"{name}: {role} prefill")
+                runner.prefill(slot, document[: self.prefix], progress=report)
         parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
-            step = self.target.step([0], [start], count, DenseAttend(), metered=False)
-            parts.append(self._logits(step, start, count))
-            self.progress(f"{document.name}: dense reference", count)
-        self.reference = torch.cat(parts)
+            parts.append(self._logits(self._step(self.target, start, count, DenseAttend()), start, count))
+            self.progress(f"{self._label}: dense reference", count)
+        self.reference = torch.cat(parts, dim=1)
         self._rewind(self.prefix)
 
-    def run(self, method: Method, mapping: Mapping | None) -> FidelityResult:
+    def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
-        mass = AttentionMass()
+        mass = AttentionMass(len(self.slots), self.target.device)
         speculator = Speculator(self.target, self.draft, method, mapping, self.pair.vocab_size, mass)
         for runner in self.runners:
-            runner.meter.reset(0)
-        sums = torch.zeros(5, dtype=torch.float64, device=self.target.device)
+            for slot in self.slots:
+                runner.meter.reset(slot)
+        sums = torch.zeros(len(self.slots), 5, dtype=torch.float64, device=self.target.device)
         for start in range(self.prefix, self.context, self.gamma + 1):
             count = min(self.gamma + 1, self.context - start)
             sums += self._compare(start, self._decode(speculator, start, count))
-            self.progress(f"{self.document.name}: {method.name}", count)
+            self.progress(f"{self._label}: {method.name}", count)
         self._rewind(self.prefix)
-        return self._result(method, (sums / self.rows).tolist(), mass)
+        means = (sums / self.rows).tolist()
+        return [self._result(method, slot, means[slot], mass.mean(slot)) for slot in self.slots]
+
+    @property
+    def _label(self) -> str:
+        return self.names[0] if len(self.names) == 1 else f"{len(self.names)} documents"
+
+    def _step(
+        self, runner: ModelRunner, start: int, count: int, attend: Attend, *, metered: bool = False
+    ) -> Step:
+        return runner.step(self.slots, [start] * len(self.slots), count, attend, metered=metered)
 
     def _decode(self, speculator: Speculator, start: int, count: int) -> Tensor:
-        """The sparse logits ``[count, vocab]`` of one round."""
+        """The sparse logits ``[batch, count, vocab]`` of one round."""
+        lengths = [start] * len(self.slots)
         export = self._draft_rows(speculator, start, count - 1)
-        attend = speculator.sparse_attend([start], count, export)
-        return self._logits(self.target.step([0], [start], count, attend), start, count)
+        attend = speculator.sparse_attend(lengths, count, export)
+        return self._logits(self._step(self.target, start, count, attend, metered=True), start, count)
 
     def _draft_rows(self, speculator: Speculator, start: int, steps: int) -> DraftAttention | None:
         """The draft's attention in ``steps`` steps from position ``start`` on, in one pass over the known tokens."""
-        export = speculator.export([start], steps)
+        export = speculator.export([start] * len(self.slots), steps)
         if export is None or self.draft is None:
             return None
-        attend = _StepwiseExport(export, 0, steps)
-        step = self.draft.step([0], [start - 1], steps + 1, attend)
-        self.draft.forward(step, self._tokens(start - 1, steps + 1), 1)
+        step = self._step(self.draft, start - 1, steps + 1, ExportAttend(export, 0, steps))
+        self.draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)
+        # Decoding reads the draft's cache once a step; the single pass here stands for all of them.
+        for row in range(steps):
+            for _ in range(self.draft.geometry.layers):
+                self.draft.meter.add_dense(step.slots, step.positions[:, : row + 2], None)
         return export
 
     def _logits(self, step: Step, start: int, count: int) -> Tensor:
-        logits = self.target.forward(step, self._tokens(start, count), count)
-        return logits[0, :, : self.pair.vocab_size]
+        logits = self.target.forward(step, self.tokens[:, start : start + count], count)
+        return logits[..., : self.pair.vocab_size]
 
     def _compare(self, start: int, logits: Tensor) -> Tensor:
-        """Sums over the rows of: KL, total variation, agreement, and both negative log likelihoods."""
-        first = start - self.prefix
-        dense = self.reference[first : first + len(logits)].float().log_softmax(-1)
-        sparse = logits.float().log_softmax(-1)
-        following = self._tokens(start + 1, len(logits))[0, :, None]
-        return torch.stack(
-            [
-                (dense.exp() * (dense - sparse)).sum(),
-                (dense.exp() - sparse.exp()).abs().sum() / 2,
-                (dense.argmax(-1) == sparse.argmax(-1)).sum(),
-                -sparse.gather(1, following).sum(),
-                -dense.gather(1, following).sum(),
-            ]
-        ).double()
+        """Sums over the rows of each document: KL, total variation, agreement, both negative log likelihoods."""
+        first, count = start - self.prefix, logits.shape[1]
+        following = self.tokens[:, start + 1 : start + count + 1]
+        figures = [
+            _figures(dense, sparse, after)
+            for dense, sparse, after in zip(
+                self.reference[:, first : first + count], logits, following, strict=True
+            )
+        ]
+        return torch.stack(figures)
 
-    def _result(self, method: Method, means: list[float], mass: AttentionMass) -> FidelityResult:
-        fractions = read_fractions(self.target.meter, self.draft.meter if self.draft else None, 0)
+    def _result(self, method: Method, slot: int, means: list[float], mass: float) -> FidelityResult:
+        fractions = read_fractions(self.target.meter, self.draft.meter if self.draft else None, slot)
         kl, variation, agreement, nll, nll_dense = means
-        perplexity, perplexity_dense = torch.tensor([nll, nll_dense], dtype=torch.float64).exp().tolist()
         return FidelityResult(
             method=method.name,
             options=method.options(),
-            document=self.document.name,
+            document=self.names[slot],
             kl=kl,
             total_variation=variation,
             top1_agreement=agreement,
-            perplexity=perplexity,
-            perplexity_dense=perplexity_dense,
-            attention_mass=mass.mean(),
+            perplexity=math.exp(nll),
+            perplexity_dense=math.exp(nll_dense),
+            attention_mass=mass,
             kv_read_fraction=fractions[0],
             draft_read_fraction=fractions[1],
         )
 
-    def _tokens(self, start: int, count: int) -> Tensor:
-        return torch.tensor([self.document.tokens[start : start + count]], device=self.target.device)
-
     def _rewind(self, length: int) -> None:
         for runner in self.runners:
-            runner.cache.set_length(0, length)
+            for slot in self.slots:
+                runner.cache.set_length(slot, length)
 
 
-class _StepwiseExport(ExportAttend):
-    """Many rows in one pass, but the bytes of a draft that reads two tokens in its first step and then one a step."""
-
-    def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
-        meter.add_dense(step.slots, step.positions[:, :2], call.window)
-        for row in range(2, step.positions.shape[1]):
-            meter.add_dense(step.slots, step.positions[:, row : row + 1], call.window)
+def _figures(dense: Tensor, sparse: Tensor, following: Tensor) -> Tensor:
+    """The five sums of :meth:`_Session._compare` for logits ``[rows, vocab]`` and the next tokens ``[rows]``."""
+    dense, sparse = dense.float().log_softmax(-1), sparse.float().log_softmax(-1)
+    return torch.stack(
+        [
+            (dense.exp() * (dense - sparse)).sum(),
+            (dense.exp() - sparse.exp()).abs().sum() / 2,
+            (dense.argmax(-1) == sparse.argmax(-1)).sum(),
+            -sparse.gather(1, following[:, None]).sum(),
+            -dense.gather(1, following[:, None]).sum(),
+        ]
+    ).double()
 
 
 class AttentionMass:
     """Observes sparse layers: the share of the exact attention mass that the selected tokens hold."""
 
-    def __init__(self) -> None:
-        self._sum: Tensor | float = 0.0
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self._sums = torch.zeros(batch, dtype=torch.float64, device=device)
         self._count = 0
 
     def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
@@ -244,9 +272,9 @@ class AttentionMass:
             exact = attention_probabilities(call.query[request], segments, start, first, call.scaling)
             mask = selection.to_mask(exact.shape[-1])[request]
             kept = exact.unflatten(0, (mask.shape[0], -1)) * mask[:, None, None]
-            self._sum = self._sum + kept.sum(-1).mean().double()
-            self._count += 1
+            self._sums[request] += kept.sum(-1).mean()
+        self._count += 1
 
-    def mean(self) -> float:
+    def mean(self, request: int) -> float:
         """The mean over layers, heads and rows; 1 where nothing was sparse."""
-        return float(self._sum) / self._count if self._count else 1.0
+        return float(self._sums[request]) / self._count if self._count else 1.0

@@ -12,6 +12,10 @@ Segments = Sequence[tuple[Tensor, Tensor]]
 """Keys and values ``[length, kv_heads, head_dim]`` in token order, split where the pool splits them."""
 
 
+FEW_ROWS = 64
+"""Decoding reads scattered pages where they lie; prefill, with more rows than this, joins them first."""
+
+
 def dense_attention(
     query: Tensor, segments: Segments, start: int, first: int, scaling: float, window: int | None = None
 ) -> Tensor:
@@ -28,11 +32,13 @@ def dense_attention(
     Returns:
         ``[rows, query_heads, head_dim]``, in the query's dtype.
     """
-    if len(segments) != 1:
+    rows, query_heads, _ = query.shape
+    if len(segments) > 1 and rows <= FEW_ROWS:
         probabilities = attention_probabilities(query, segments, start, first, scaling, window)
         return weighted_values(probabilities, segments).to(query.dtype)
-    (key, value) = segments[0]
-    rows, query_heads, _ = query.shape
+    key, value = (
+        segments[0] if len(segments) == 1 else (torch.cat(part) for part in zip(*segments, strict=True))
+    )
     length, kv_heads, _ = key.shape
     key, value = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
     if rows == length and (window is None or length <= window):

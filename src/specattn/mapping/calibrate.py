@@ -13,6 +13,7 @@ import specattn
 from specattn.attention import attached
 from specattn.cache import check_memory
 from specattn.errors import UsageError
+from specattn.gamma import check_gamma
 from specattn.geometry import KVGeometry
 from specattn.mapping.artifact import Mapping, MappingMetadata
 from specattn.mapping.identity import config_hash, describe
@@ -130,6 +131,7 @@ def _check(pair: Pair, tokens: int, rounds: int, gamma: int, metric: str, heads:
         raise UsageError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if min(tokens, rounds, gamma, heads) < 1:
         raise UsageError(f"{tokens=}, {rounds=}, {gamma=} and {heads=} must all be at least 1")
+    check_gamma(gamma)
     if tokens > pair.context_limit:
         raise UsageError(
             f"tokens={tokens:,} is beyond the models' context of {pair.context_limit:,}; use fewer tokens"
