@@ -28,7 +28,7 @@ def environment(
     }
     found |= {name: number for name in PACKAGES if (number := _version(name)) is not None}
     found |= {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
