@@ -34,11 +34,10 @@ class ReadMeter:
         self.read.index_add_(0, slots, everything)
         self.full.index_add_(0, slots, everything)
 
-    def add_selection(
-        self, slots: Tensor, positions: Tensor, selection: Selection, extra: float = 0.0
-    ) -> None:
-        """A layer that read ``selection``, and ``extra`` bytes a request of metadata."""
-        read = selection.counts.sum(-1, dtype=torch.float64) * self.geometry.row_bytes + extra
+    def add_selection(self, slots: Tensor, positions: Tensor, selection: Selection) -> None:
+        """A layer that read ``selection``, and what choosing it read."""
+        rows = selection.counts.sum(-1, dtype=torch.float64)
+        read = rows * self.geometry.row_bytes + selection.extra_bytes
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, self._layer_bytes(positions, None))
 

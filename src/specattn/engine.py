@@ -219,7 +219,7 @@ class Engine:
         """The round's draft length: no row lies beyond the context's end.
 
         It is not cut to what the requests may still produce: a request's rounds, and with them what a sparse method
-        selects, would then depend on its neighbours.
+        selects, would then depend on its neighbours. Near the context's end, and with ``auto``, they do.
         """
         if self.pair.draft is None:
             return 0

@@ -110,7 +110,9 @@ def test_progress_reports_every_token_of_both_models(monkeypatch):
     assert seen == [(role, count) for role in ("target", "draft") for count in (64, 64, 22)]
 
 
-@given(st.integers(1, 3000), st.integers(1, 150), st.integers(1, 20), st.integers(20, 700), st.integers(0, 99))
+@given(
+    st.integers(1, 3000), st.integers(1, 150), st.integers(1, 20), st.integers(20, 700), st.integers(0, 99)
+)
 def test_rounds_lie_inside_the_text_and_inside_a_chunk(tokens, rounds, rows, chunk, seed):
     generator = torch.Generator().manual_seed(seed)
     first = max(tokens // 8, 16)
@@ -123,7 +125,7 @@ def test_rounds_lie_inside_the_text_and_inside_a_chunk(tokens, rounds, rows, chu
         positions = round_positions(tokens, rounds, rows, generator)
     assert positions == sorted(set(positions))
     assert 1 <= len(positions) <= rounds
-    assert all(first - rows < n and 0 < n and n + rows <= tokens for n in positions)
+    assert all(first - rows < n and n > 0 and n + rows <= tokens for n in positions)
     assert all(n // chunk == (n + rows - 1) // chunk for n in positions)
 
 

@@ -12,7 +12,7 @@ from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
 from specattn.selection.base import LayerState, Method, RoundState, Selection
-from specattn.selection.registry import METHODS, get_method, parse_method, split_methods
+from specattn.selection.registry import METHODS, get_method, method_class, parse_method, split_methods
 
 LENGTHS, ROWS = [23, 41, 9], 3
 PAIR = tiny_pair("qwen2", layers=4)
@@ -111,7 +111,7 @@ def test_the_contract(text):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
 def test_a_full_budget_selects_everything(name):
-    option = {"budget": 1.0} if name == "streaming" else {"p": 1.0}
+    option = {"budget": 1.0} if hasattr(method_class(name), "budget") else {"p": 1.0}
     selection, state, _ = select(get_method(name, **option))
     assert torch.equal(selection.counts, state.lengths[:, None].expand(-1, TARGET.kv_heads))
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specattn.accounting import read_fractions
+from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
@@ -198,12 +198,9 @@ class _Session:
         export = speculator.export([start] * len(self.slots), steps)
         if export is None or self.draft is None:
             return None
-        step = self._step(self.draft, start - 1, steps + 1, ExportAttend(export, 0, steps))
+        attend = _StepwiseExport(export, 0, steps)
+        step = self._step(self.draft, start - 1, steps + 1, attend, metered=True)
         self.draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)
-        # Decoding reads the draft's cache once a step; the single pass here stands for all of them.
-        for row in range(steps):
-            for _ in range(self.draft.geometry.layers):
-                self.draft.meter.add_dense(step.slots, step.positions[:, : row + 2], None)
         return export
 
     def _logits(self, step: Step, start: int, count: int) -> Tensor:
@@ -247,7 +244,8 @@ class _Session:
 
 def _figures(dense: Tensor, sparse: Tensor, following: Tensor) -> Tensor:
     """The five sums of :meth:`_Session._compare` for logits ``[rows, vocab]`` and the next tokens ``[rows]``."""
-    dense, sparse = dense.float().log_softmax(-1), sparse.float().log_softmax(-1)
+    # In float32 the rounding of the logarithms alone may make a divergence negative.
+    dense, sparse = dense.double().log_softmax(-1), sparse.double().log_softmax(-1)
     return torch.stack(
         [
             (dense.exp() * (dense - sparse)).sum(),
@@ -256,7 +254,16 @@ def _figures(dense: Tensor, sparse: Tensor, following: Tensor) -> Tensor:
             -sparse.gather(1, following[:, None]).sum(),
             -dense.gather(1, following[:, None]).sum(),
         ]
-    ).double()
+    )
+
+
+class _StepwiseExport(ExportAttend):
+    """One pass over many rows that counts the bytes of decoding: two tokens in the first step, then one a step."""
+
+    def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
+        meter.add_dense(step.slots, step.positions[:, :2], call.window)
+        for row in range(2, step.positions.shape[1]):
+            meter.add_dense(step.slots, step.positions[:, row : row + 1], call.window)
 
 
 class AttentionMass:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from specattn.selection.base import Selection
@@ -42,8 +44,8 @@ def trim(selection: Selection) -> Selection:
     if longest >= selection.indices.shape[-1]:
         return selection
     weights = selection.log_weights
-    return Selection(
-        selection.indices[..., :longest],
-        selection.counts,
-        None if weights is None else weights[..., :longest],
+    return replace(
+        selection,
+        indices=selection.indices[..., :longest],
+        log_weights=None if weights is None else weights[..., :longest],
     )

@@ -2,7 +2,7 @@
 
 The text streams through both models in chunks, as in a prefill. A sampled round at position n keeps the attention of
 the rows that such a round would have, over the context ``[0, n)``: averaged over the rows, renormalised, one
-distribution a head. That is what the selection sees at inference, and what it must predict.
+distribution a head. It is what the selection must predict: the round's own tokens are read in any case.
 """
 
 from __future__ import annotations

@@ -26,11 +26,14 @@ class Selection:
         counts: int32 ``[batch, kv_heads]``, how many entries of ``indices`` are valid; stays on the device.
         log_weights: optional ``[batch, kv_heads, capacity]``, added to the attention logits; 0 for tokens
             that stand for themselves alone.
+        extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
+            request: a number or float64 ``[batch]``.
     """
 
     indices: Tensor
     counts: Tensor
     log_weights: Tensor | None = None
+    extra_bytes: Tensor | float = 0.0
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:

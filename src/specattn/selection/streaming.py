@@ -17,7 +17,8 @@ class Streaming(Method):
     """Attention sinks and a recent window.
 
     Attributes:
-        budget: tokens read, sinks included: a fraction of the context up to 1, a token count above.
+        budget: tokens of the context that are read, sinks included: a fraction up to 1, a token count above. The
+            round's own tokens come on top.
         sink: how many of the first tokens are always read.
     """
 
