@@ -23,6 +23,15 @@ MAPPING = tiny_mapping(PAIR)
 VARIANTS = [
     "streaming:budget=0.3",
     "streaming:budget=5:sink=2",
+    "longformer:budget=8:sink=2",
+    "longformer:budget=0.4:sink=2:dilation=3",
+    "bigbird:budget=16:block=4:first=1:recent=2",
+    "bigbird:budget=0.5:block=5",
+    "random:budget=0.3:sink=1:window=2",
+    "random:budget=9",
+    "topk:budget=0.4:sink=0:window=0",
+    "topk:budget=12:gqa=max",
+    "topk:budget=6:gqa=union:sink=1:window=1",
     "oracle:p=0.8",
     "oracle:p=0.8:gqa=max",
     "oracle:p=0.8:gqa=union:sink=2:window=4",
@@ -130,6 +139,62 @@ def test_streaming_reads_its_sinks_and_its_window():
         for head in range(TARGET.kv_heads):
             count = int(selection.counts[request, head])
             assert selection.indices[request, head, :count].tolist() == expected
+
+
+def test_longformers_window_is_dilated():
+    selection, _, _ = select(get_method("longformer", budget=6, sink=2, dilation=3))
+    for request, length in enumerate(LENGTHS):
+        window = {length - 1 - 3 * i for i in range(4)}
+        expected = {0, 1, *range(length, length + ROWS), *(t for t in window if t >= 0)}
+        assert listed(selection, request, 1) == expected
+
+
+def test_bigbird_reads_whole_blocks_first_recent_and_random_ones():
+    selection, _, _ = select(get_method("bigbird", budget=20, block=4, first=1, recent=2))
+    drawn = []
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        length = LENGTHS[request]
+        context = {t for t in listed(selection, request, head) if t < length}
+        blocks = {t // 4 for t in context}
+        assert context == {t for t in range(length) if t // 4 in blocks}
+        last = (length - 1) // 4
+        assert {0, last, last - 1} <= blocks
+        assert len(blocks) == min(5, last + 1)
+        drawn.append((request, frozenset(blocks)))
+    assert len(set(drawn)) > len(LENGTHS), "heads draw their own blocks"
+
+
+def test_random_is_uniform_reproducible_and_differs_between_lists():
+    method = get_method("random", budget=0.25, sink=0, window=0)
+    state = round_state(method)
+    first, again = method.prepare(state), method.prepare(state)
+    assert torch.equal(first.indices, again.indices)
+    other = get_method("random", budget=0.25, sink=0, window=0, seed=1).prepare(state)
+    assert not torch.equal(first.indices, other.indices)
+    layers, heads = TARGET.layers, TARGET.kv_heads
+    lists = {
+        tuple(first.indices[1, i, j].tolist()) for i, j in itertools.product(range(layers), range(heads))
+    }
+    assert len(lists) == layers * heads
+    counts = torch.zeros(LENGTHS[1])
+    for seed in range(200):
+        drawn = get_method("random", budget=0.25, sink=0, window=0, seed=seed).prepare(state)
+        counts += drawn.of_layer(2).to_mask(state.max_length)[1, 0, : LENGTHS[1]]
+    expected = 200 * -(-LENGTHS[1] // 4) / LENGTHS[1]
+    chi_square = float(((counts - expected) ** 2 / (expected * (1 - expected / 200))).sum())
+    assert chi_square < 90  # 40 degrees of freedom: exceeded once in 100,000
+
+
+def test_topk_takes_the_heaviest():
+    selection, state, layer_state = select(get_method("topk", budget=5, sink=0, window=0))
+    from specattn.selection.oracle import true_scores
+
+    scores = true_scores(layer_state).unflatten(1, (TARGET.kv_heads, -1)).mean(2)
+    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
+        length = LENGTHS[request]
+        best = scores[request, head, :length].topk(5).indices.tolist()
+        assert listed(selection, request, head) == {*best, *range(length, length + ROWS)}
+    assert state.rows == ROWS
 
 
 def smallest_nucleus(weights: torch.Tensor, p: float, forced: set[int]) -> set[int]:
@@ -261,6 +326,12 @@ def test_names_and_options_from_text():
         ("streaming:budget=2.5", "budget=2.5"),
         ("streaming:sink=-1", "sink=-1"),
         ("oracle:p=2", r"outside \(0, 1\]"),
+        ("topk:budget=-1", "budget=-1.0"),
+        ("topk:gqa=vote", "choose one of"),
+        ("random:budget=1.5", "budget=1.5"),
+        ("longformer:dilation=0", "dilation=0 is below 1"),
+        ("bigbird:block=0", "block=0 is below 1"),
+        ("bigbird:recent=0", "recent=0 is below 1"),
         ("dense:p=0.5", "no option 'p'"),
     ],
 )

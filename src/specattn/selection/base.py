@@ -47,6 +47,11 @@ class Selection:
         indices.scatter_(-1, column, positions)
         return cls(indices[..., :length], rank[..., -1].contiguous())
 
+    def of_layer(self, layer: int) -> Selection:
+        """The lists of one layer, of a selection ``[batch, layers, kv_heads, ...]`` of all."""
+        assert self.log_weights is None, "weights are made for one layer at a time"
+        return Selection(self.indices[:, layer], self.counts[:, layer])
+
     def to_mask(self, length: int) -> Tensor:
         """The boolean mask ``[batch, kv_heads, length]`` of the selected positions."""
         shape = (*self.indices.shape[:-1], length + 1)

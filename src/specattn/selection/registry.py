@@ -16,6 +16,10 @@ METHODS: dict[str, str] = {
     "specattn": "specattn.selection.specattn:SpecAttn",
     "specattn-paper": "specattn.selection.specattn:SpecAttnPaper",
     "streaming": "specattn.selection.streaming:Streaming",
+    "longformer": "specattn.selection.longformer:Longformer",
+    "bigbird": "specattn.selection.bigbird:BigBird",
+    "random": "specattn.selection.random:Random",
+    "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
 }
 """Where each method lives; its module is imported when it is asked for."""

@@ -82,7 +82,7 @@ class SpecAttn(Method):
 
     def select(self, state: LayerState) -> Selection:
         assert isinstance(state.prepared, Selection)
-        return Selection(state.prepared.indices[:, state.layer], state.prepared.counts[:, state.layer])
+        return state.prepared.of_layer(state.layer)
 
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         return mapping.global_heads if self.map == "global" and mapping is not None else None
