@@ -31,7 +31,7 @@ from specattn.speculation import Speculator
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many tokens of it were just finished."""
 
-REFERENCE_ROWS = 64
+REFERENCE_ROWS = 128
 """Rows of the dense reference that run at once."""
 
 

@@ -1,0 +1,80 @@
+"""The PyTorch path on a GPU gives what it gives on the CPU. Runs where there is a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_mapping, tiny_pair
+
+from specattn.evaluation.documents import Document
+from specattn.evaluation.fidelity import evaluate
+from specattn.generation import generate
+from specattn.kernels.check import error_ratio
+from specattn.kernels.dense_attention import dense_attention
+from specattn.kernels.nucleus import nucleus
+from specattn.kernels.sparse_attention import sparse_attention
+from specattn.pairs import Pair, make_pair
+from specattn.selection.base import Selection
+from specattn.selection.registry import parse_method
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+PROMPTS = [list(range(3, 40)), list(range(90, 30, -1)), list(range(5, 25))]
+
+
+def cuda_pair(model_type: str = "qwen2") -> Pair:
+    pair = tiny_pair(model_type, layers=4)
+    return make_pair(pair.target.cuda(), pair.draft.cuda(), pair.tokenizer, name=pair.name)
+
+
+def test_nucleus_selects_the_same_positions():
+    weights = torch.rand(3, 4, 1000, generator=torch.Generator().manual_seed(0)) ** 8
+    lengths = torch.tensor([1000, 700, 3])
+    expected = nucleus(weights, 0.9, lengths, sink=2, recent=5)
+    assert torch.equal(nucleus(weights.cuda(), 0.9, lengths.cuda(), sink=2, recent=5).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype,bound", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_attention_kernels(dtype, bound):
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(5, 6, 64, generator=generator)
+    key, value = torch.randn(2, 777, 2, 64, generator=generator)
+    expected = dense_attention(query.double(), [(key.double(), value.double())], 772, 0, 0.125)
+    moved = query.to("cuda", dtype), [(key.to("cuda", dtype), value.to("cuda", dtype))]
+    assert error_ratio(dense_attention(*moved, 772, 0, 0.125).cpu(), expected) < bound
+    full = Selection.from_mask(torch.ones(1, 2, 777, dtype=torch.bool, device="cuda"))
+    keys, values = (tensor.to("cuda", dtype).transpose(0, 1)[None] for tensor in (key, value))
+    positions = torch.arange(772, 777, device="cuda")[None]
+    out = sparse_attention(moved[0][None], keys, values, full, positions, 0.125)
+    assert error_ratio(out[0].cpu(), expected) < bound
+
+
+@pytest.mark.parametrize("method", ["dense", "specattn:p=1", "specattn-paper:p=1"])
+def test_greedy_tokens_equal_transformers(method):
+    pair = cuda_pair()
+    mapping = tiny_mapping(pair)
+    results = generate(
+        pair, PROMPTS, method=method, mapping=mapping, max_new_tokens=20, ignore_eos=True, max_batch=3
+    )
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        output = pair.target.generate(
+            torch.tensor([prompt], device="cuda"),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert result.tokens == output[0, len(prompt) :].tolist()
+
+
+def test_an_evaluation_gives_the_cpus_figures():
+    tokens = [3 + (7 * i * i + i) % 90 for i in range(201)]
+    methods = [parse_method(name) for name in ("specattn:p=0.7", "specattn:p=0.7:map=global", "oracle:p=0.7")]
+    figures = []
+    for pair in (tiny_pair("qwen2", layers=4), cuda_pair()):
+        results = evaluate(
+            pair, [Document("a", tokens)], methods, context=200, rows=20, mapping=tiny_mapping(pair)
+        )
+        figures.append([(r.kl, r.kv_read_fraction, r.draft_read_fraction) for r in results])
+    for cpu, cuda in zip(*figures, strict=True):
+        assert cuda == pytest.approx(cpu, rel=1e-2, abs=1e-6)
