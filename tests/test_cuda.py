@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_mapping, tiny_pair
+from tiny import tiny_mapping, tiny_pair, tiny_tokenizer
 
+from specattn.dropin import sparse_attention
 from specattn.evaluation.documents import Document
 from specattn.evaluation.fidelity import evaluate
 from specattn.generation import generate
 from specattn.kernels.check import error_ratio
 from specattn.kernels.dense_attention import dense_attention
 from specattn.kernels.nucleus import nucleus
-from specattn.kernels.sparse_attention import sparse_attention
+from specattn.kernels.sparse_attention import sparse_attention as sparse_kernel
+from specattn.mapping.calibrate import calibrate
 from specattn.pairs import Pair, make_pair
 from specattn.selection.base import Selection
 from specattn.selection.registry import parse_method
@@ -45,7 +47,7 @@ def test_attention_kernels(dtype, bound):
     full = Selection.from_mask(torch.ones(1, 2, 777, dtype=torch.bool, device="cuda"))
     keys, values = (tensor.to("cuda", dtype).transpose(0, 1)[None] for tensor in (key, value))
     positions = torch.arange(772, 777, device="cuda")[None]
-    out = sparse_attention(moved[0][None], keys, values, full, positions, 0.125)
+    out = sparse_kernel(moved[0][None], keys, values, full, positions, 0.125)
     assert error_ratio(out[0].cpu(), expected) < bound
 
 
@@ -78,3 +80,36 @@ def test_an_evaluation_gives_the_cpus_figures():
         figures.append([(r.kl, r.kv_read_fraction, r.draft_read_fraction) for r in results])
     for cpu, cuda in zip(*figures, strict=True):
         assert cuda == pytest.approx(cpu, rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["streaming:budget=0.3", "specattn:p=0.6"])
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone(method):
+    pair = cuda_pair()
+    options = {"method": method, "mapping": tiny_mapping(pair), "max_new_tokens": 16, "ignore_eos": True}
+    together = generate(pair, PROMPTS, **options)
+    assert [result.tokens for result in together] == [
+        generate(pair, [prompt], **options)[0].tokens for prompt in PROMPTS
+    ]
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+def test_the_drop_in_gives_the_tokens_of_the_engines_plain_decoding(cache):
+    """With a static cache transformers compiles the model around the attention."""
+    model, method = cuda_pair().target, "oracle:p=0.6:dense_layers=1"
+    plain = Pair("plain", model, None, tiny_tokenizer())
+    (result,) = generate(plain, PROMPTS[:1], method=method, max_new_tokens=12, ignore_eos=True)
+    ids = torch.tensor(PROMPTS[:1], device="cuda")
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **cache}
+    with sparse_attention(model, method):
+        output = model.generate(ids, **options)
+    assert output[0, ids.shape[1] :].tolist() == result.tokens
+
+
+def test_calibration_gives_the_cpus_mapping():
+    tokens = [3 + (7 * i * i + i) % 90 for i in range(300)]
+    options = {"tokens": 300, "rounds": 12}
+    cpu, cuda = (calibrate(pair, [tokens], **options) for pair in (tiny_pair("qwen2", layers=4), cuda_pair()))
+    assert cuda.layer_map.tolist() == cpu.layer_map.tolist()
+    assert float((cuda.heads_kv - cpu.heads_kv).abs().max()) < 0.05
+    assert cuda.metadata.kl_heads == pytest.approx(cpu.metadata.kl_heads, rel=2e-2)
+    assert cuda.heads_kv.device.type == "cpu"

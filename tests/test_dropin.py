@@ -24,7 +24,12 @@ BATCHES = {
 }
 CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
 FULL = ["streaming:budget=1.0:dense_layers=0", "oracle:p=1:dense_layers=0"]
-SPARSE = ["streaming:budget=0.3", "streaming:budget=6:sink=2:dense_layers=0", "oracle:p=0.6:dense_layers=1"]
+SPARSE = [
+    "streaming:budget=0.3",
+    "random:budget=0.4:sink=2:window=2",
+    "streaming:budget=6:sink=2:dense_layers=0",
+    "oracle:p=0.6:dense_layers=1",
+]
 COUNT = 8
 
 

@@ -38,6 +38,15 @@ def pair() -> Pair:
     return Pair("noisy", target, draft, tiny_tokenizer())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Passes as small as these are many times slower on two threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def sampled(
     count: int, *, first_seed: int = 0, models: Pair | None = None, **options
 ) -> list[GenerationResult]:
