@@ -2,9 +2,9 @@
 
 import os
 
-# Set before torch is imported, and inherited by the commands that tests start. A worker of pytest-xdist
-# gets one thread: two workers with two threads each are slower than one.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
+# Set before torch is imported, and inherited by the commands that tests start. On tiny models more threads only wait
+# for each other, and on a busy machine they do so for long.
+THREADS = 1
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

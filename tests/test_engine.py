@@ -275,6 +275,9 @@ def test_prompts_that_cannot_be_served_are_refused():
     pair = tiny_pair("llama", max_positions=64)
     with pytest.raises(UsageError, match="prompt is empty"):
         run(pair, [[]])
+    for strange in (96, -1):
+        with pytest.raises(UsageError, match=rf"{strange}.* the models know 0 to 95"):
+            run(pair, [[5, strange]])
     with pytest.raises(UsageError, match="no prompt"):
         run(pair, [])
     with pytest.raises(UsageError, match=r"64 tokens and the models' context ends at 64"):

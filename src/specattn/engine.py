@@ -115,7 +115,7 @@ class Engine:
             UsageError: if it can never be served: empty, beyond the models' context.
             CacheFullError: if it is larger than the whole cache.
         """
-        request.check(self.pair.context_limit)
+        request.check(self.pair.context_limit, self.pair.vocab_size)
         needed = self._room(request)
         if not self.speculator.target.cache.could_fit(needed):
             raise CacheFullError(

@@ -82,7 +82,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         for number, item in enumerate(items)
     ]
     for request in requests:
-        request.check(pair.context_limit)
+        request.check(pair.context_limit, pair.vocab_size)
     batch = min(max_batch, len(requests))
     room = sorted((len(request.prompt) + max_new_tokens for request in requests), reverse=True)
     results: dict[int, GenerationResult] = {}

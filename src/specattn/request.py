@@ -29,14 +29,19 @@ class Request:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
 
-    def check(self, context_limit: int) -> None:
-        """Refuse what cannot be served by a model of ``context_limit`` tokens.
+    def check(self, context_limit: int, vocab_size: int | None = None) -> None:
+        """Refuse what cannot be served by models of ``context_limit`` tokens that know ``vocab_size`` token ids.
 
         Raises:
             UsageError: naming the value and the remedy.
         """
         if not self.prompt:
             raise UsageError("the prompt is empty; give at least one token of text")
+        if vocab_size is not None and not 0 <= min(self.prompt) <= max(self.prompt) < vocab_size:
+            raise UsageError(
+                f"the prompt holds token ids from {min(self.prompt)} to {max(self.prompt)} and the models know 0 to "
+                f"{vocab_size - 1}; encode it with the pair's own tokenizer"
+            )
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if any(not stop for stop in self.stop):

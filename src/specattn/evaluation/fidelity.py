@@ -87,6 +87,8 @@ def evaluate(
         CacheFullError: if the documents of a batch do not fit in memory.
     """
     check_protocol(pair, context, rows, gamma)
+    if not documents:
+        raise UsageError("no document to evaluate; give at least one")
     check_at_least("evaluate", "batch", batch, 1)
     for document in documents:
         if len(document.tokens) <= context:
