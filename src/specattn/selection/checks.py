@@ -23,3 +23,9 @@ def check_at_least(method: str, option: str, value: float, least: float) -> None
     """Refuse a value below ``least``."""
     if value < least:
         raise UsageError(f"{method}: {option}={value} is below {least}")
+
+
+def check_forced(method: str, sink: int, window: int) -> None:
+    """Refuse a negative number of first or most recent tokens that are always read."""
+    check_at_least(method, "sink", sink, 0)
+    check_at_least(method, "window", window, 0)

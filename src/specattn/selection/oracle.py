@@ -11,7 +11,7 @@ from torch import Tensor
 from specattn.kernels.dense_attention import attention_probabilities
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Selection
-from specattn.selection.checks import check_at_least, check_choice, check_probability
+from specattn.selection.checks import check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
 
 
@@ -37,8 +37,7 @@ class Oracle(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability(self.name, "p", self.p)
-        check_at_least(self.name, "sink", self.sink, 0)
-        check_at_least(self.name, "window", self.window, 0)
+        check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
 
     def select(self, state: LayerState) -> Selection:

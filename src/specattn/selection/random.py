@@ -11,7 +11,7 @@ from specattn.kernels.nucleus import top_k
 from specattn.sampling import uniform
 from specattn.selection.base import LayerState, Method, RoundState, Selection
 from specattn.selection.budget import budget_tokens, check_budget
-from specattn.selection.checks import check_at_least
+from specattn.selection.checks import check_forced
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Random(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_budget(self.name, self.budget)
-        check_at_least(self.name, "sink", self.sink, 0)
-        check_at_least(self.name, "window", self.window, 0)
+        check_forced(self.name, self.sink, self.window)
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers: indices ``[batch, layers, kv_heads, capacity]``."""

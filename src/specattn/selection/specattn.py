@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
-from specattn.selection.checks import check_at_least, check_choice, check_probability
+from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class SpecAttn(Method):
         check_probability(self.name, "p", self.p)
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
-        check_at_least(self.name, "sink", self.sink, 0)
-        check_at_least(self.name, "window", self.window, 0)
+        check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)

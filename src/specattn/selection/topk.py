@@ -10,7 +10,7 @@ from torch import Tensor
 from specattn.kernels.nucleus import top_k
 from specattn.selection.base import LayerState, Method, Selection
 from specattn.selection.budget import budget_tokens, check_budget
-from specattn.selection.checks import check_at_least, check_choice
+from specattn.selection.checks import check_choice, check_forced
 from specattn.selection.groups import POLICIES, select_for_groups
 from specattn.selection.oracle import true_scores
 
@@ -39,8 +39,7 @@ class TopK(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_budget(self.name, self.budget)
-        check_at_least(self.name, "sink", self.sink, 0)
-        check_at_least(self.name, "window", self.window, 0)
+        check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
 
     def select(self, state: LayerState) -> Selection:
