@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from specattn.cache import PagedKVCache
 from specattn.errors import CacheFullError, UsageError
 from specattn.geometry import KVGeometry
+from specattn.stores.page_bounds import PageBounds
 
 GEOMETRY = KVGeometry(layers=2, query_heads=4, kv_heads=2, head_dim=8, dtype=torch.float32)
 
+BOUNDS = PageBounds(4)
 
-def make_cache(tokens: int = 64, slots: int = 4, page_size: int = 4, **options: int) -> PagedKVCache:
+
+def make_cache(tokens: int = 64, slots: int = 4, page_size: int = 4, **options) -> PagedKVCache:
     cache = PagedKVCache(GEOMETRY, tokens=tokens, slots=slots, page_size=page_size, **options)
     for pool in (*cache.keys, *cache.values):
         pool.fill_(float("nan"))
@@ -101,28 +104,8 @@ def test_writes_of_padding_land_on_nobodys_page():
     assert torch.equal(read(cache, other, 0)[0], before)
 
 
-class CountingStore:
-    """A side store that keeps the sum of the keys of each slot's tokens, one entry a token."""
-
-    nbytes = 0
-
-    def __init__(self) -> None:
-        self.tokens: dict[int, dict[int, float]] = {}
-
-    def append(self, layer, slots, positions, keys) -> None:
-        if layer == 0:
-            for slot, row, key in zip(slots.tolist(), positions.tolist(), keys, strict=True):
-                for column, position in enumerate(row):
-                    self.tokens.setdefault(slot, {})[position] = float(key[:, column].sum())
-
-    def rollback(self, slot, length) -> None:
-        self.tokens[slot] = {p: v for p, v in self.tokens.get(slot, {}).items() if p < length}
-
-
 def test_rollback_leaves_no_trace_in_pool_length_or_side_store():
-    plain, rolled = make_cache(), make_cache()
-    plain.side_stores.append(CountingStore())
-    rolled.side_stores.append(CountingStore())
+    plain, rolled = make_cache(stores=[BOUNDS]), make_cache(stores=[BOUNDS])
     slots = [cache.allocate(32) for cache in (plain, rolled)]
     for cache, slot in zip((plain, rolled), slots, strict=True):
         write(cache, slot, 0, 10)
@@ -132,13 +115,48 @@ def test_rollback_leaves_no_trace_in_pool_length_or_side_store():
         write(cache, slot, 10, 3)
     assert rolled.length(slots[1]) == plain.length(slots[0]) == 13
     assert torch.equal(read(plain, slots[0], 1)[0], read(rolled, slots[1], 1)[0])
-    assert plain.side_stores[0].tokens == rolled.side_stores[0].tokens
+    for layer in range(GEOMETRY.layers):
+        pages = [bounds(cache, slot, layer) for cache, slot in zip((plain, rolled), slots, strict=True)]
+        assert torch.equal(*pages)
+
+
+def bounds(cache: PagedKVCache, slot: int, layer: int) -> torch.Tensor:
+    """Minima and maxima ``[2, pages, heads, dim]`` of the pages that ``slot`` has begun."""
+    first = torch.arange(0, cache.length(slot), BOUNDS.page)[None]
+    return torch.stack(cache.stores[BOUNDS].read(layer, cache.rows(torch.tensor([slot]), first)[0]))
+
+
+@pytest.mark.parametrize("steps", [[13], [1] * 13, [3, 4, 4, 2], [8, 5], [11, -4, 1, -1, 5, 1]])
+def test_page_bounds_are_those_of_the_tokens_however_they_came(steps):
+    cache = make_cache(stores=[BOUNDS])
+    cache.allocate(8)
+    slot, length = cache.allocate(24), 0
+    for seed, count in enumerate(steps):
+        if count > 0:
+            write(cache, slot, length, count, seed)
+        length += count
+        cache.set_length(slot, length)
+    for layer in range(GEOMETRY.layers):
+        keys = read(cache, slot, layer)[0]
+        pages = keys.split(BOUNDS.page)
+        expected = [
+            torch.stack([extreme(page, 0).values for page in pages]) for extreme in (torch.min, torch.max)
+        ]
+        assert torch.equal(bounds(cache, slot, layer), torch.stack(expected))
+
+
+def test_stores_with_large_pages_get_a_pool_with_large_pages():
+    cache = PagedKVCache(GEOMETRY, tokens=100, slots=2, stores=[PageBounds(4), PageBounds(64)])
+    assert cache.page_size == 64
+    rows = cache.keys[0].shape[0]
+    expected = rows * GEOMETRY.token_bytes + sum(spec.nbytes(GEOMETRY, rows) for spec in cache.stores)
+    assert cache.nbytes == expected
+    with pytest.raises(UsageError, match="page=24 is no power of two"):
+        PagedKVCache(GEOMETRY, tokens=100, slots=2, stores=[PageBounds(24)])
 
 
 def test_a_reused_slot_starts_empty():
     cache = make_cache()
-    store = CountingStore()
-    cache.side_stores.append(store)
     slot = cache.allocate(16)
     write(cache, slot, 0, 9)
     cache.free(slot)
@@ -146,7 +164,6 @@ def test_a_reused_slot_starts_empty():
     again = cache.allocate(16)
     assert again == slot
     assert cache.length(again) == 0
-    assert store.tokens[again] == {}
 
 
 def test_accounting():

@@ -48,6 +48,35 @@ class ReadMeter:
         return visible * (self.geometry.kv_heads * self.geometry.row_bytes)
 
 
+class PrefillMeter:
+    """Counts, on the device, how much of the causal attention over prompts was computed.
+
+    Attributes:
+        computed, full: float64 ``[slots]``, query-key products since :meth:`reset` of the slot, in layers that a
+            prefill method may thin out.
+    """
+
+    def __init__(self, slots: int, device: torch.device | str) -> None:
+        self.computed = torch.zeros(slots, dtype=torch.float64, device=device)
+        self.full = torch.zeros(slots, dtype=torch.float64, device=device)
+
+    def reset(self, slot: int) -> None:
+        """Start a new request in ``slot``."""
+        self.computed[slot] = 0
+        self.full[slot] = 0
+
+    def add(self, slot: int, start: int, rows: int, share: Tensor) -> None:
+        """``rows`` rows behind ``start`` tokens, of whose causal products ``share`` was computed."""
+        products = rows * start + rows * (rows + 1) / 2
+        self.full[slot] += products
+        self.computed[slot] += share.double() * products
+
+    def fraction(self, slot: int) -> float:
+        """Computed products over those of dense attention; 1 where nothing could be thinned out."""
+        full = float(self.full[slot])
+        return float(self.computed[slot]) / full if full else 1.0
+
+
 def read_fractions(target: ReadMeter, draft: ReadMeter | None, slot: int) -> tuple[float, float]:
     """``kv_read_fraction`` and ``draft_read_fraction`` of the request in ``slot``: both over the target's full read."""
     full = float(target.full[slot])

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from specattn.accounting import ReadMeter
+from specattn.accounting import PrefillMeter, ReadMeter
 from specattn.cache import PagedKVCache, Segment
 from specattn.draft_attention import DraftAttention
 from specattn.kernels.dense_attention import attention_probabilities, dense_attention, weighted_values
 from specattn.kernels.sparse_attention import sparse_attention, trim
+from specattn.prefill.base import PrefillCall, PrefillMethod
 from specattn.selection.base import LayerState, Method, RoundState, Selection
+from specattn.stores.base import SideStore, StoreSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,6 +147,27 @@ class DenseAttend:
         return dense_attention(query, segments, step.starts[request], first, call.scaling, call.window)
 
 
+class PrefillAttend(DenseAttend):
+    """The rows of a prompt by a prefill method; sliding-window layers stay as they are."""
+
+    def __init__(self, method: PrefillMethod, meter: PrefillMeter) -> None:
+        self.method, self.prefill_meter = method, meter
+
+    def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
+        if call.window is not None:
+            return super().attend_request(step, call, request)
+        segments, _ = step.segments(call.layer, request, None)
+        key, value = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*segments, strict=True)
+        )
+        start = step.starts[request]
+        output = self.method.attention(
+            PrefillCall(call.layer, call.query[request], key, value, start, call.scaling)
+        )
+        self.prefill_meter.add(step.host_slots[request], start, key.shape[0] - start, output.computed)
+        return output.out
+
+
 class ExportAttend(DenseAttend):
     """Dense, and the last ``rows`` rows of each request are kept in ``export`` from row ``first_row`` on."""
 
@@ -181,7 +204,7 @@ class SparseAttend:
         if call.window is not None or self.method.is_dense(call.layer):
             return self.dense(step, call)
         layer_state = LayerState(
-            self.state, self.prepared, call.layer, call.query, call.scaling, StepKeys(step)
+            self.state, self.prepared, call.layer, call.query, call.scaling, StepSource(step)
         )
         selection = trim(self.method.select(layer_state))
         if step.meter is not None:
@@ -192,8 +215,8 @@ class SparseAttend:
         return sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
 
 
-class StepKeys:
-    """The keys that a step's requests can see, for methods that score them themselves."""
+class StepSource:
+    """The keys and values that a step's requests can see, for methods that score them themselves."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
@@ -206,3 +229,15 @@ class StepKeys:
             parts = [key for key, _ in segments]
             result.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         return result
+
+    def gather(self, layer: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[batch, kv_heads, n, head_dim]`` of the tokens ``indices``."""
+        return self.step.cache.gather(layer, self.step.slots, indices)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Pool rows of the token ``positions`` ``[batch, ...]``."""
+        return self.step.cache.rows(self.step.slots, positions)
+
+    def store(self, spec: StoreSpec) -> SideStore:
+        """The cache's side store of this kind."""
+        return self.step.cache.stores[spec]

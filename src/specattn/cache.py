@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,24 +15,10 @@ from torch import Tensor
 from specattn.errors import CacheFullError, UsageError
 from specattn.geometry import KVGeometry
 from specattn.memory import available_bytes, human_bytes
+from specattn.stores.base import SideStore, StoreSpec, pool_page
 
 Segment = tuple[Tensor, Tensor]
 """Keys and values ``[length, kv_heads, head_dim]`` of tokens that lie side by side in the pool."""
-
-
-class SideStore(Protocol):
-    """Something derived from the keys, kept beside the pool (page summaries, quantised copies)."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def append(self, layer: int, slots: Tensor, positions: Tensor, keys: Tensor) -> None:
-        """New keys ``[batch, kv_heads, rows, head_dim]`` at ``positions`` ``[batch, rows]`` of ``slots``."""
-        ...
-
-    def rollback(self, slot: int, length: int) -> None:
-        """Forget every token of ``slot`` from position ``length`` on."""
-        ...
 
 
 @dataclass
@@ -52,11 +37,13 @@ class PagedKVCache:
         tokens: how many tokens the pool must hold, all requests together; rounded up to pages.
         slots: how many requests it can hold at once.
         max_length: longest request; the width of the block tables.
-        page_size: tokens a page.
+        stores: what is to be kept beside the keys, see :mod:`specattn.stores`.
+        page_size: tokens a page; what suits ``stores`` if ``None``.
 
     Attributes:
         keys, values: for each layer ``[rows, kv_heads, head_dim]``.
         block_table: int32 ``[slots, pages_a_request]``, unused entries are 0.
+        stores: the side stores by what asked for them.
 
     Raises:
         CacheFullError: if the pool does not fit in the memory that is free.
@@ -70,8 +57,10 @@ class PagedKVCache:
         slots: int,
         max_length: int | None = None,
         device: torch.device | str = "cpu",
-        page_size: int = 16,
+        stores: Sequence[StoreSpec] = (),
+        page_size: int | None = None,
     ) -> None:
+        page_size = pool_page(stores) if page_size is None else page_size
         if tokens < 1 or slots < 1 or page_size < 1:
             raise UsageError(
                 f"a cache needs at least one token, slot and row a page: {tokens=}, {slots=}, {page_size=}"
@@ -81,17 +70,19 @@ class PagedKVCache:
         self.device = torch.device(device)
         # One page of slack a slot: every request may leave its last page partly empty.
         pages = 1 + self.pages_for(tokens) + slots
-        check_memory(
-            (pages * page_size) * geometry.token_bytes, self.device, f"a KV cache of {tokens:,} tokens"
-        )
-        shape = (pages * page_size, geometry.kv_heads, geometry.head_dim)
-        self.keys = [torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)]
-        self.values = [
+        rows = pages * page_size
+        needed = rows * geometry.token_bytes + sum(spec.nbytes(geometry, rows) for spec in stores)
+        check_memory(needed, self.device, f"a KV cache of {tokens:,} tokens")
+        shape = (rows, geometry.kv_heads, geometry.head_dim)
+        self.keys: Sequence[Tensor] = [
+            torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
+        ]
+        self.values: Sequence[Tensor] = [
             torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
         ]
         width = self.pages_for(max_length or tokens)
         self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
-        self.side_stores: list[SideStore] = []
+        self.stores: dict[StoreSpec, SideStore] = {spec: spec.build(self) for spec in stores}
         self._free_pages = set(range(1, pages))
         self._allocations: list[_Allocation | None] = [None] * slots
 
@@ -154,8 +145,6 @@ class PagedKVCache:
         """
         if not 0 <= length <= self.capacity(slot):
             raise UsageError(f"slot {slot} has room for {self.capacity(slot)} tokens, not {length}")
-        for store in self.side_stores:
-            store.rollback(slot, length)
         self._allocation(slot).length = length
 
     def _allocation(self, slot: int) -> _Allocation:
@@ -182,8 +171,8 @@ class PagedKVCache:
         flat = rows.flatten()
         self.keys[layer][flat] = keys.transpose(1, 2).flatten(0, 1)
         self.values[layer][flat] = values.transpose(1, 2).flatten(0, 1)
-        for store in self.side_stores:
-            store.append(layer, slots, positions, keys)
+        for store in self.stores.values():
+            store.append(layer, slots, positions, rows, keys)
 
     def segments(self, layer: int, slot: int, start: int, stop: int) -> list[Segment]:
         """Views of the tokens ``start`` to ``stop`` of ``slot``: nothing is copied."""
@@ -208,7 +197,7 @@ class PagedKVCache:
     def nbytes(self) -> int:
         """Bytes that the pool and its side stores occupy."""
         pool = sum(k.nbytes + v.nbytes for k, v in zip(self.keys, self.values, strict=True))
-        return pool + sum(store.nbytes for store in self.side_stores)
+        return pool + sum(store.nbytes for store in self.stores.values())
 
     @property
     def used_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """Sparse attention inside transformers' own ``generate``, for methods that need no draft.
 
 The model keeps the cache that ``generate`` gives it. Prefill is dense; a decoding step selects tokens and reads only
-those. The keys lie in one tensor here, so selection is exact but nothing is paged.
+those. The keys lie in one tensor here, so selection is exact but nothing is paged, and what a method wants kept beside
+the keys is worked out anew in every step.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from specattn.contiguous import ContiguousSource
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
 from specattn.kernels import sparse_attention as kernel
 from specattn.pairs.checks import check_config, check_modules
 from specattn.selection.base import LayerState, Method, Need, RoundState
 from specattn.selection.registry import parse_method
+from specattn.stores.base import pool_page
 
 IMPLEMENTATION = "specattn_dropin"
 MOST_ROWS = 32
@@ -52,6 +55,7 @@ def sparse_attention(
             f"method {method.name!r} reads where a draft model looks; use specattn.generate with a pair, "
             "or a method that needs no draft: dense, streaming, oracle"
         )
+    pool_page(method.stores)
     name = model.config._name_or_path or model.config.model_type
     check_config(model.config, name)
     check_modules(model, name)
@@ -85,27 +89,27 @@ class _DropIn:
     round: RoundState | None = None
     prepared: object = field(default=None)
 
-    def attend(self, layer: int, query: Tensor, context: _Context, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, source: ContiguousSource, scaling: float) -> Tensor:
         """``query`` ``[batch, heads, rows, head_dim]``: output ``[batch, rows, heads, head_dim]``."""
         queries = query.transpose(1, 2)
-        self._begin(layer, context, queries)
+        self._begin(layer, source, queries)
         assert self.round is not None
-        state = LayerState(self.round, self.prepared, layer, queries, scaling, context)
+        state = LayerState(self.round, self.prepared, layer, queries, scaling, source)
         selection = kernel.trim(self.method.select(state))
         positions = self.round.starts[:, None] + torch.arange(self.round.rows, device=query.device)
-        keys, values = context.gather(selection.indices)
+        keys, values = source.gather(layer, selection.indices)
         return kernel.sparse_attention(queries, keys, values, selection, positions, scaling)
 
-    def _begin(self, layer: int, context: _Context, queries: Tensor) -> None:
+    def _begin(self, layer: int, source: ContiguousSource, queries: Tensor) -> None:
         """Prepare the round at its first sparse layer."""
         if layer > self._first_layer and self.round is not None:
             return
         self._first_layer = layer
         geometry = self.geometry
         self.round = RoundState(
-            starts=(context.lengths - queries.shape[1]).int(),
+            starts=(source.lengths - queries.shape[1]).int(),
             rows=queries.shape[1],
-            max_length=context.keys_.shape[2],
+            max_length=source.columns,
             layers=geometry.layers,
             kv_heads=geometry.kv_heads,
             query_heads=geometry.query_heads,
@@ -113,38 +117,6 @@ class _DropIn:
         self.prepared = self.method.prepare(self.round)
 
     _first_layer: int = 1 << 30
-
-
-@dataclass(frozen=True)
-class _Context:
-    """A batch's keys and values ``[batch, kv_heads, columns, head_dim]`` with padding before the ``first`` token."""
-
-    keys_: Tensor
-    values: Tensor
-    first: Tensor  # int64 [batch]
-    lengths: Tensor  # int64 [batch]
-
-    @classmethod
-    def of(cls, key: Tensor, value: Tensor, mask: Tensor | None) -> _Context:
-        batch, columns = key.shape[0], key.shape[2]
-        if mask is None:
-            lengths = torch.full((batch,), columns, device=key.device)
-            return cls(key, value, torch.zeros_like(lengths), lengths)
-        seen = mask[:, 0, -1, :columns].expand(batch, -1)
-        first, lengths = seen.int().argmax(-1), seen.sum(-1)
-        last = columns - 1 - seen.flip(-1).int().argmax(-1)
-        if bool((last - first + 1 != lengths).any()):
-            raise UsageError("attention_mask hides tokens between others; pad the prompts on the left")
-        return cls(key, value, first, lengths)
-
-    def keys(self, layer: int) -> list[Tensor]:
-        spans = zip(self.first.tolist(), self.lengths.tolist(), strict=True)
-        return [self.keys_[b, :, f : f + n].transpose(0, 1) for b, (f, n) in enumerate(spans)]
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        columns = (indices.clamp(min=0) + self.first[:, None, None]).long()[..., None]
-        columns = columns.expand(-1, -1, -1, self.keys_.shape[-1])
-        return self.keys_.gather(2, columns), self.values.gather(2, columns)
 
 
 def _forward(
@@ -161,9 +133,9 @@ def _forward(
     prefill = _is_prefill(query.shape[2], key.shape[2], attention_mask)
     if prefill or options.get("sliding_window") is not None or dropin.method.is_dense(layer):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    context = _Context.of(key, value, attention_mask)
+    source = ContiguousSource.of(layer, key, value, attention_mask)
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
-    return dropin.attend(layer, query, context, scaling), None
+    return dropin.attend(layer, query, source, scaling), None
 
 
 def _is_prefill(rows: int, columns: int, mask: Tensor | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -78,12 +79,12 @@ class Engine:
         self._progress = progress
         # A round writes up to gamma tokens beyond the last that counts.
         self._slack = self.policy.largest + 1
-        size = {
+        size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
             "max_length": max_tokens + self._slack,
         }
-        target = ModelRunner(pair.target, **size)
+        target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
         self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size)
         self._waiting: deque[tuple[int, Request]] = deque()

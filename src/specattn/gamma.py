@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from specattn.errors import UsageError
 
 AUTO = "auto"
-LARGEST = 63
-"""Longer rounds are refused: acceptance falls geometrically, and a round has a fixed share of the random numbers."""
 
 LARGEST_GAMMA = 64
 """The largest draft length: what a round's share of a request's random numbers is enough for."""

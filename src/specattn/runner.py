@@ -12,6 +12,7 @@ from specattn.accounting import ReadMeter
 from specattn.attention import Attend, DenseAttend, Step, running
 from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
+from specattn.stores.base import StoreSpec
 
 Progress = Callable[[int], None]
 """Called with the number of tokens that were just processed."""
@@ -22,7 +23,7 @@ class ModelRunner:
 
     Args:
         model: a transformers causal language model.
-        tokens, slots, max_length: size of the cache, see :class:`PagedKVCache`.
+        tokens, slots, max_length, stores: size of the cache and what is kept beside it, see :class:`PagedKVCache`.
     """
 
     def __init__(
@@ -32,7 +33,8 @@ class ModelRunner:
         tokens: int,
         slots: int,
         max_length: int | None = None,
-        page_size: int = 16,
+        stores: Sequence[StoreSpec] = (),
+        page_size: int | None = None,
     ) -> None:
         self.model = model
         self.device = model.device
@@ -43,6 +45,7 @@ class ModelRunner:
             slots=slots,
             max_length=max_length,
             device=model.device,
+            stores=stores,
             page_size=page_size,
         )
         self.meter = ReadMeter(self.geometry, slots, model.device)

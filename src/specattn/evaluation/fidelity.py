@@ -27,6 +27,7 @@ from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
 from specattn.selection.checks import check_at_least
 from specattn.speculation import Speculator
+from specattn.stores.base import StoreSpec
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many tokens of it were just finished."""
@@ -98,7 +99,8 @@ def evaluate(
             )
     resolved = [resolve_mapping(pair, method, mapping) for method in methods]
     mappings = [None if found is None else found.to(pair.device) for found in resolved]
-    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), progress)
+    stores = tuple(dict.fromkeys(spec for method in methods for spec in method.stores))
+    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), stores, progress)
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
@@ -129,13 +131,22 @@ class _Session:
     """The models with a batch of documents in their caches; all of them stand at the same position."""
 
     def __init__(
-        self, pair: Pair, context: int, rows: int, gamma: int, batch: int, progress: Progress | None
+        self,
+        pair: Pair,
+        context: int,
+        rows: int,
+        gamma: int,
+        batch: int,
+        stores: Sequence[StoreSpec],
+        progress: Progress | None,
     ) -> None:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
         self.prefix = context - rows
         self.progress = progress or (lambda what, count: None)
         room = context + gamma + 1
-        self.target = ModelRunner(pair.target, tokens=batch * room, slots=batch, max_length=room)
+        self.target = ModelRunner(
+            pair.target, tokens=batch * room, slots=batch, max_length=room, stores=stores
+        )
         self.draft = None
         if pair.draft is not None:
             self.draft = ModelRunner(pair.draft, tokens=batch * room, slots=batch, max_length=room)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from specattn.registry import quoted
 from specattn.selection.checks import check_at_least
 
 if TYPE_CHECKING:
     from specattn.draft_attention import DraftAttention
     from specattn.mapping import Mapping
+    from specattn.stores.base import SideStore, StoreSpec
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Selection:
         assert self.log_weights is None, "weights are made for one layer at a time"
         return Selection(self.indices[:, layer], self.counts[:, layer])
 
+    def for_heads(self, kv_heads: int) -> Selection:
+        """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""
+        assert self.log_weights is None, "weights are made for one head at a time"
+        return Selection(self.indices.expand(-1, kv_heads, -1), self.counts.expand(-1, kv_heads))
+
     def to_mask(self, length: int) -> Tensor:
         """The boolean mask ``[batch, kv_heads, length]`` of the selected positions."""
         shape = (*self.indices.shape[:-1], length + 1)
@@ -71,10 +78,25 @@ class Need(enum.Flag):
 
 
 class KeySource(Protocol):
-    """Where a method finds the keys of the visible context."""
+    """Where a method finds the keys and values of the visible context, and what is derived from them."""
 
     def keys(self, layer: int) -> list[Tensor]:
         """Keys of one layer, a tensor ``[length, kv_heads, head_dim]`` for each request (a view where it can be)."""
+        ...
+
+    def gather(self, layer: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[batch, kv_heads, n, head_dim]`` of the tokens ``indices`` ``[batch, kv_heads, n]``.
+
+        An index of -1 reads token 0.
+        """
+        ...
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Pool rows, int64, of the token ``positions`` ``[batch, ...]``: where side stores keep what is theirs."""
+        ...
+
+    def store(self, spec: StoreSpec) -> SideStore:
+        """The side store that the method asked for in :attr:`Method.stores`."""
         ...
 
 
@@ -132,12 +154,23 @@ class Method:
     """
 
     name: ClassVar[str]
-    needs: ClassVar[Need] = Need.NOTHING
+    selects: ClassVar[bool] = True
+    """Whether ``select`` returns plain lists, so that another method may wrap this one and narrow them further."""
 
     dense_layers: int = 2
 
     def __post_init__(self) -> None:
         check_at_least(self.name, "dense_layers", self.dense_layers, 0)
+
+    @property
+    def needs(self) -> Need:
+        """What must be computed for it in every round."""
+        return Need.NOTHING
+
+    @property
+    def stores(self) -> tuple[StoreSpec, ...]:
+        """What must be kept beside the target's cache for it: page bounds, quantised keys."""
+        return ()
 
     def prepare(self, state: RoundState) -> object:
         """Work done once a round for all layers, before the target's pass. The result reaches ``select``."""
@@ -156,5 +189,12 @@ class Method:
         return layer < self.dense_layers
 
     def options(self) -> dict[str, object]:
-        """The options with their values, for reports."""
-        return dataclasses.asdict(self)
+        """The options with their values, for reports; a wrapped method as its text."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value.spec() if isinstance(value, Method) else value for name, value in values.items()}
+
+    def spec(self) -> str:
+        """The method as text that makes it again: its name, and the options that differ from their defaults."""
+        defaults = type(self)().options()
+        changed = {name: value for name, value in self.options().items() if value != defaults[name]}
+        return ":".join([self.name, *(f"{name}={quoted(value)}" for name, value in changed.items())])

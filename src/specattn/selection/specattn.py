@@ -38,7 +38,6 @@ class SpecAttn(Method):
     """
 
     name: ClassVar[str] = "specattn"
-    needs: ClassVar[Need] = Need.DRAFT | Need.MAPPING
 
     p: float = 0.95
     map: str = "heads"
@@ -58,6 +57,10 @@ class SpecAttn(Method):
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+
+    @property
+    def needs(self) -> Need:
+        return Need.DRAFT | Need.MAPPING
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""

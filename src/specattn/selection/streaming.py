@@ -42,6 +42,4 @@ class Streaming(Method):
 
     def select(self, state: LayerState) -> Selection:
         assert isinstance(state.prepared, Selection)
-        shared = state.prepared
-        heads = state.round.kv_heads
-        return Selection(shared.indices.expand(-1, heads, -1), shared.counts.expand(-1, heads))
+        return state.prepared.for_heads(state.round.kv_heads)

@@ -1,0 +1,1 @@
+"""Prefill methods: which blocks of the causal attention over a prompt are computed."""

@@ -1,0 +1,65 @@
+"""The contract between a prefill method and everything around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from specattn.registry import quoted
+
+
+@dataclass(frozen=True)
+class PrefillCall:
+    """The attention of a stretch of a prompt in one layer.
+
+    Attributes:
+        layer: its number.
+        query: ``[rows, query_heads, head_dim]``, rows at positions ``start``, ``start + 1``, ...
+        key, value: ``[start + rows, kv_heads, head_dim]``: everything up to the last row, in token order.
+        start: tokens before the first row.
+        scaling: factor of the attention logits.
+    """
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    start: int
+    scaling: float
+
+
+@dataclass(frozen=True)
+class PrefillOutput:
+    """What a prefill method made of a call.
+
+    Attributes:
+        out: ``[rows, query_heads, head_dim]``, in the query's dtype.
+        computed: share of the causal query-key products that were computed, a scalar tensor on the device.
+    """
+
+    out: Tensor
+    computed: Tensor
+
+
+@dataclass(frozen=True)
+class PrefillMethod:
+    """A prefill method: its options are the fields of a frozen dataclass."""
+
+    name: ClassVar[str]
+
+    def attention(self, call: PrefillCall) -> PrefillOutput:
+        """Causal attention of the call's rows, exact or approximate. Sliding-window layers never get here."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, object]:
+        """The options with their values, for reports."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def spec(self) -> str:
+        """The method as text that makes it again: its name, and the options that differ from their defaults."""
+        defaults = type(self)().options()
+        changed = {name: value for name, value in self.options().items() if value != defaults[name]}
+        return ":".join([self.name, *(f"{name}={quoted(value)}" for name, value in changed.items())])
