@@ -38,6 +38,7 @@ def info(
         "environment": environment(),
         "pairs": {name: asdict(models) for name, models in BUILTIN.items()},
         "methods": _methods(),
+        "prefills": _prefills(),
     }
     models = Models(pair, target, draft, None, dtype)
     if models.named:
@@ -54,6 +55,13 @@ def _methods() -> dict[str, dict[str, object]]:
     from specattn.selection.registry import METHODS, method_class
 
     return {name: {field.name: field.default for field in fields(method_class(name))} for name in METHODS}
+
+
+def _prefills() -> dict[str, dict[str, object]]:
+    """The same of each prefill method."""
+    from specattn.prefill.registry import PREFILLS, REGISTRY
+
+    return {name: {field.name: field.default for field in fields(REGISTRY.find(name))} for name in PREFILLS}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:
@@ -106,6 +114,7 @@ def _print(report: dict[str, Any], *, stderr: bool) -> None:
         "environment": report["environment"],
         "pairs": {name: f"{p['target']} + {p['draft']}" for name, p in report["pairs"].items()},
         "methods": {name: _options(options) for name, options in report["methods"].items()},
+        "prefill methods": {name: _options(options) for name, options in report["prefills"].items()},
         **{role: pair[role] for role in ("target", "draft") if role in pair},
         **{role: report[role] for role in ("mapping",) if role in report},
     }
