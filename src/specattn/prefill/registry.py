@@ -9,6 +9,7 @@ from specattn.registry import Registry
 
 PREFILLS: dict[str, str] = {
     "dense": "specattn.prefill.dense:Dense",
+    "sparge": "specattn.prefill.sparge:Sparge",
 }
 """Where each prefill method lives; its module is imported when it is asked for."""
 
