@@ -16,6 +16,9 @@ from specattn.kernels.nucleus import nucleus
 from specattn.kernels.sparse_attention import sparse_attention as sparse_kernel
 from specattn.mapping.calibrate import calibrate
 from specattn.pairs import Pair, make_pair
+from specattn.prefill.thresholds import Thresholds
+from specattn.prefill.tune import tune_sparge
+from specattn.prefill.two_stage import two_stage_attention
 from specattn.selection.base import Selection
 from specattn.selection.registry import parse_method
 
@@ -103,6 +106,34 @@ def test_the_drop_in_gives_the_tokens_of_the_engines_plain_decoding(cache):
     with sparse_attention(model, method):
         output = model.generate(ids, **options)
     assert output[0, ids.shape[1] :].tolist() == result.tokens
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("start", [0, None])
+def test_both_stages_of_a_sparse_prefill(int8, start):
+    generator = torch.Generator().manual_seed(0)
+    # Runs of like tokens, so that blocks are compressed.
+    query, key = (
+        torch.randn(1, heads, 5, 64, generator=generator).repeat_interleave(128, 2)[:, :, :600]
+        + 0.3 * torch.randn(1, heads, 600, 64, generator=generator)
+        for heads in (6, 2)
+    )
+    value = torch.randn(1, 2, 600, 64, generator=generator)
+    options = {"start": start, "scaling": 0.2, "int8": int8}
+    cpu = two_stage_attention(query, key, value, Thresholds.uniform(0.4, 0.8, 3.0, 6, "cpu"), **options)
+    moved = (tensor.cuda() for tensor in (query, key, value))
+    cuda = two_stage_attention(*moved, Thresholds.uniform(0.4, 0.8, 3.0, 6, "cuda"), **options)
+    assert error_ratio(cuda.out.cpu(), cpu.out) < (1e-3 if int8 else 1e-5)
+    assert torch.equal(cuda.computed.cpu(), cpu.computed) and 0 < cpu.computed.mean() < 1
+
+
+def test_a_tuned_prefill_serves_a_generation(tmp_path):
+    pair, tokens = cuda_pair(), [3 + i // 64 for i in range(300)]
+    tuned = tune_sparge(pair, [tokens], tokens=300, l1=0.3)
+    tuned.save(tmp_path / "sparge.json")
+    prefill = f"sparge:tuned={tmp_path / 'sparge.json'}"
+    (result,) = generate(pair, [tokens], method="dense", prefill=prefill, max_new_tokens=4)
+    assert result.error is None and 0 < result.prefill_computed <= 1
 
 
 def test_calibration_gives_the_cpus_mapping():

@@ -17,7 +17,7 @@ from specattn.cli.app import app
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for folder in (".", "docs", "examples")
+    for folder in (".", "docs", "docs/methods", "examples")
     for path in sorted((ROOT / folder).glob("*.md"))
 }
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -122,7 +122,9 @@ def test_paths_are_found_in_the_pages() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall(PAGES["docs/README.md"]))
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - {
+        "README.md"
+    }
     assert pages - linked == set()
 
 

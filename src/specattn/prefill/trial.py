@@ -57,10 +57,8 @@ class Trial(PrefillMethod):
         return cls(candidates, int8, error, zeros(*heads), computed, skipped, zeros(geometry.layers))
 
     def attention(self, call: PrefillCall) -> PrefillOutput:
-        layer, dense = (
-            call.layer,
-            dense_attention(call.query, [(call.key, call.value)], call.start, 0, call.scaling),
-        )
+        layer = call.layer
+        dense = dense_attention(call.query, [(call.key, call.value)], call.start, 0, call.scaling)
         exact = dense.transpose(0, 1).float()
         products = BlockGrid(call.query.shape[0], call.key.shape[0], call.start).total
         self.norm[layer] += exact.abs().sum((1, 2))
