@@ -123,6 +123,8 @@ class Stream(enum.IntEnum):
     DRAFT = 0
     ACCEPT = 1
     NEXT = 2
+    PILOT = 3
+    RESIDUAL = 4
 
 
 def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:

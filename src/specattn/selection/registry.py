@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "random": "specattn.selection.random:Random",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
+    "vattention": "specattn.selection.vattention:VAttention",
 }
 """Where each method lives; its module is imported when it is asked for."""
 
