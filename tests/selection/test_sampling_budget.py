@@ -44,16 +44,16 @@ def test_the_trace_does_not_bound_vectors_above_the_documented_delta():
 def test_the_ratios_tolerance_is_split_in_the_best_way(numerator, denominator, eps):
     """Every split whose worst ratio is within eps needs as many draws or more."""
     found = float(draws_for_ratio(torch.tensor(numerator), torch.tensor(denominator), eps, 0.1))
-    best = math.inf
-    for step in range(1, 20000):
-        f = eps / (1 + eps) * step / 20000
-        e = eps * (1 - f) - f
-        assert (1 + e) / (1 - f) - 1 == pytest.approx(eps), "the worst ratio of 1 + e and 1 - f"
-        needs = [
-            draws_for_sum(torch.tensor(s), tolerance, 0.05)
-            for s, tolerance in ((numerator, e), (denominator, f))
-        ]
-        best = min(best, float(max(needs)))
+    f = eps / (1 + eps) * torch.arange(1, 20000, dtype=torch.float64) / 20000
+    e = eps * (1 - f) - f
+    assert torch.allclose((1 + e) / (1 - f) - 1, torch.tensor(eps).double()), (
+        "the worst ratio of 1 + e and 1 - f"
+    )
+    needs = [
+        draws_for_sum(torch.tensor(numerator) / e, 1, 0.05),
+        draws_for_sum(torch.tensor(denominator) / f, 1, 0.05),
+    ]
+    best = float(torch.maximum(*needs).min())
     assert found <= best * (1 + 1e-9)
     assert found == pytest.approx(best, rel=1e-3)
 

@@ -241,9 +241,8 @@ def test_a_request_is_sampled_alike_in_any_batch(text):
 
 def test_samples_differ_between_seeds_heads_layers_and_rounds():
     def sampled(text: str, length: int = 161, layer: int = LAYER) -> list[tuple[int, ...]]:
-        method = parse_method(
-            f"vattention:base=(streaming:budget=4:sink=2):eps=0.9:delta=0.9:verify=denominator:{text}"
-        )
+        loose = "eps=0.9:delta=0.9:verify=denominator"
+        method = parse_method(f"vattention:base=(streaming:budget=4:sink=2):{loose}:{text}")
         selection = method.select(a_round([length]).layer(method, layer))
         return [tuple(listed(selection, 0, head)) for head in range(GEOMETRY.kv_heads)]
 

@@ -1,7 +1,7 @@
 """Uniform samples of the tokens that no heavy-hitter selector asked for: the residual.
 
-A sample says how often each token was drawn. In both forms that is ``count / size`` times on average, for ``size`` tokens
-of the residual: what :func:`specattn.selection.weighted_lists.weighted_list` divides by.
+A sample says how often each token was drawn. On average that is ``count / size`` times, where ``size`` tokens are
+residual: what :func:`specattn.selection.weighted_lists.weighted_list` divides by.
 """
 
 from __future__ import annotations
