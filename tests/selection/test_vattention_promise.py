@@ -1,4 +1,4 @@
-"""The promise: a query's output is off by more than eps in at most delta of the cases, whatever the values look like.
+"""The promise: a query's output is off by more than eps in at most delta of the cases, for inputs of many shapes.
 
 Every KV head of a round holds the same tokens and draws its own sample, so one round is a few hundred trials. Rates are
 judged by exact binomial tails, as in the interval of Clopper and Pearson.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specattn.contiguous import ContiguousSource
 from specattn.kernels.sparse_attention import sparse_attention
-from specattn.selection.base import LayerState, RoundState
+from specattn.selection.base import LayerState, Method, RoundState, Selection
 from specattn.selection.registry import parse_method
 
 TOKENS, CHANNELS, HEADS, LAYERS = 1200, 8, 150, 4
@@ -81,47 +81,71 @@ class Errors:
         return (self.output.norm(dim=-1) > eps).sum(0)
 
 
-def errors(text: str, logits: Tensor, values: Tensor, scales: Tensor | None = None) -> Errors:
-    """Of every query in every trial; ``scales`` ``[rows, group]`` are the factors of the queries' logits."""
-    scales = torch.ones(1, 1) if scales is None else scales
-    (rows, group), start = scales.shape, TOKENS - len(scales)
-    forced = f"sink={SINK}:window={WINDOW}:least={LEAST}"
-    method = parse_method(f"vattention:delta={DELTA}:{forced}:{text}")
-    keys = torch.zeros(TOKENS, CHANNELS)
-    keys[:, 0] = logits
-    tokens = (each.float().expand(1, HEADS, -1, -1) for each in (keys, values))
-    source = ContiguousSource.of(0, *tokens, None)
-    queries = torch.zeros(1, rows, HEADS * group, CHANNELS)
-    queries[..., 0] = scales.repeat(1, HEADS)
-    positions = start + torch.arange(rows)[None]
-    info = RoundState(torch.tensor([start], dtype=torch.int32), rows, TOKENS, LAYERS, HEADS, HEADS * group)
-    visible = torch.arange(TOKENS) <= positions[0, :, None, None]
-    weights = (scales[..., None] * (logits - logits.max())).double().exp() * visible  # [rows, group, tokens]
-    numerator, denominator = weights @ values.double(), weights.sum(-1)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    read = 0.0
-    for layer in range(LAYERS):
-        selection = method.select(LayerState(info, method.prepare(info), layer, queries, 1.0, source))
-        listed = source.gather(layer, selection.indices)
-        out = sparse_attention(queries, *listed, selection, positions, 1.0).double()
+@dataclass(frozen=True)
+class Trials:
+    """Rounds whose KV heads all hold the same tokens.
+
+    Attributes:
+        logits, values: ``[tokens]`` and ``[tokens, channels]``.
+        scales: ``[rows, group]``, the factors of the queries' logits.
+    """
+
+    logits: Tensor
+    values: Tensor
+    scales: Tensor
+
+    def layer(self, method: Method, layer: int) -> LayerState:
+        rows, group = self.scales.shape
+        keys, queries = torch.zeros(TOKENS, CHANNELS), torch.zeros(1, rows, HEADS * group, CHANNELS)
+        keys[:, 0], queries[..., 0] = self.logits, self.scales.repeat(1, HEADS)
+        tokens = (each.float().expand(1, HEADS, -1, -1) for each in (keys, self.values))
+        starts = torch.tensor([TOKENS - rows], dtype=torch.int32)
+        info = RoundState(starts, rows, TOKENS, LAYERS, HEADS, HEADS * group)
+        source = ContiguousSource.of(layer, *tokens, None)
+        return LayerState(info, method.prepare(info), layer, queries, 1.0, source)
+
+    def weights(self) -> Tensor:
+        """Of the visible tokens, before softmax's division: ``[rows, group, tokens]``."""
+        token, row = torch.arange(TOKENS), torch.arange(len(self.scales))[:, None, None]
+        visible = token <= TOKENS - len(self.scales) + row
+        return (self.scales[..., None] * (self.logits - self.logits.max())).double().exp() * visible
+
+    def sums(self, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The estimated numerators ``[heads, rows, group, channels]`` and denominators ``[heads, rows, group]``."""
         assert selection.log_weights is not None
-        factor = selection.log_weights[0].double().exp() * (selection.indices[0] >= 0)  # [heads, listed]
-        chosen = (
-            weights[..., selection.indices[0].clamp(min=0).long()] * factor
-        )  # [rows, group, heads, listed]
-        sums = torch.einsum("rght,htc->hrgc", chosen, listed[1][0].double()), chosen.sum(-1).movedim(-1, 0)
-        output = out[0].unflatten(1, (HEADS, group)).movedim(1, 0)
-        exact = numerator / denominator[..., None]
-        found.append(
-            (
-                (output - exact) / exact.norm(dim=-1, keepdim=True),
-                (sums[0] - numerator) / numerator.norm(dim=-1, keepdim=True),
-                sums[1] / denominator - 1,
-            )
+        indices = selection.indices[0].clamp(min=0).long()
+        factors = selection.log_weights[0].double().exp() * (selection.indices[0] >= 0)
+        chosen = (self.weights()[:, :, indices] * factors).movedim(2, 0)  # [heads, rows, group, listed]
+        return chosen @ self.values.double()[indices][:, None], chosen.sum(-1)
+
+    def errors(self, text: str) -> Errors:
+        forced = f"sink={SINK}:window={WINDOW}:least={LEAST}"
+        method = parse_method(f"vattention:delta={DELTA}:{forced}:{text}")
+        found = [self._errors(method, layer) for layer in range(LAYERS)]
+        parts = zip(*found, strict=True)
+        output, numerator, denominator, counts = (torch.cat(part) for part in parts)
+        return Errors(output, numerator, denominator, float(counts.double().mean()) / TOKENS)
+
+    def _errors(self, method: Method, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        state = self.layer(method, layer)
+        selection = method.select(state)
+        listed = state.source.gather(layer, selection.indices)
+        positions = state.round.starts[:, None] + torch.arange(state.round.rows)
+        out = sparse_attention(state.queries, *listed, selection, positions, 1.0)[0]
+        output = out.double().unflatten(1, (HEADS, -1)).movedim(1, 0)
+        numerator, denominator = self.weights() @ self.values.double(), self.weights().sum(-1)
+        exact, sums = numerator / denominator[..., None], self.sums(selection)
+        return (
+            (output - exact) / exact.norm(dim=-1, keepdim=True),
+            (sums[0] - numerator) / numerator.norm(dim=-1, keepdim=True),
+            sums[1] / denominator - 1,
+            selection.counts[0],
         )
-        read += float(selection.counts.double().mean()) / TOKENS / LAYERS
-    output, of_numerator, of_denominator = (torch.cat(each) for each in zip(*found, strict=True))
-    return Errors(output, of_numerator, of_denominator, read)
+
+
+def errors(text: str, logits: Tensor, values: Tensor, scales: Tensor | None = None) -> Errors:
+    """Of every query in every trial; one query with factor 1 unless ``scales`` says otherwise."""
+    return Trials(logits, values, torch.ones(1, 1) if scales is None else scales).errors(text)
 
 
 def one_sided_denominator_only(eps: float, logits: Tensor, values: Tensor) -> int:
