@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from paged import SCALING, paged_round
 from tiny import tiny_mapping, tiny_pair
 from variants import VARIANTS
 
@@ -20,18 +21,6 @@ PAIR = tiny_pair("qwen2", layers=4)
 TARGET = KVGeometry.from_config(PAIR.target.config, torch.float32)
 DRAFT = KVGeometry.from_config(PAIR.draft.config, torch.float32)
 MAPPING = tiny_mapping(PAIR)
-
-
-class Keys:
-    """Random keys for each request, up to the end of its round."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        shape = (TARGET.kv_heads, TARGET.head_dim)
-        self.all = [torch.randn(n + ROWS, *shape, generator=generator) for n in LENGTHS]
-
-    def keys(self, layer: int) -> list[torch.Tensor]:
-        return self.all
 
 
 def round_state(method: Method) -> RoundState:
@@ -50,28 +39,12 @@ def round_state(method: Method) -> RoundState:
         scores = 3 * torch.randn(DRAFT.query_heads, 1, LENGTHS[request] + row + 1, generator=generator)
         if draft.wants(layer):
             draft.record(layer, request, row, 0, scores.softmax(-1))
-    return RoundState(
-        starts=torch.tensor(LENGTHS, dtype=torch.int32),
-        rows=ROWS,
-        max_length=max(LENGTHS) + ROWS,
-        layers=TARGET.layers,
-        kv_heads=TARGET.kv_heads,
-        query_heads=TARGET.query_heads,
-        draft=draft,
-        mapping=MAPPING,
-    )
+    return paged_round(TARGET, LENGTHS, ROWS).state(draft, MAPPING)
 
 
 def select(method: Method, layer: int = 3) -> tuple[Selection, RoundState, LayerState]:
     state = round_state(method)
-    queries = torch.randn(
-        len(LENGTHS),
-        ROWS,
-        TARGET.query_heads,
-        TARGET.head_dim,
-        generator=torch.Generator().manual_seed(3),
-    )
-    layer_state = LayerState(state, method.prepare(state), layer, queries, 0.25, Keys())
+    layer_state = paged_round(TARGET, LENGTHS, ROWS, method.stores, seed=1).layer(method, layer, state)
     return method.select(layer_state), state, layer_state
 
 
@@ -254,7 +227,7 @@ def test_the_oracle_holds_the_mass_it_promises(gqa):
             mass = 0.0
             for row in range(ROWS):
                 visible = LENGTHS[request] + row + 1
-                logits = keys[:visible] @ layer_state.queries[request, row, query_head] * 0.25
+                logits = keys[:visible] @ layer_state.queries[request, row, query_head] * SCALING
                 weights = logits.softmax(-1)
                 mass += sum(float(weights[i]) for i in chosen if i < visible) / ROWS
             kept.append(mass)
