@@ -25,3 +25,16 @@ VARIANTS = [
     "specattn:p=0.5:granularity=page:page=4",
     "specattn-paper:p=0.7",
 ]
+
+DENSE = [
+    "dense",
+    "streaming:budget=1",
+    "longformer:budget=1",
+    "bigbird:budget=1",
+    "random:budget=1",
+    "topk:budget=1",
+    "oracle:p=1",
+    "specattn:p=1",
+    "specattn-paper:p=1",
+]
+"""Every method with options under which it reads everything."""
