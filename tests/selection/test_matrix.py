@@ -13,7 +13,7 @@ from paged import SCALING, PagedRound, paged_round
 from tiny import random_mapping
 from variants import DENSE, VARIANTS
 
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
 from specattn.kernels.sparse_attention import sparse_attention
@@ -35,12 +35,11 @@ def geometry(group: int) -> KVGeometry:
 def draft_attention(method: Method, lengths: list[int], rows: int, mapping) -> DraftAttention:
     """The draft's rows of a round, those of a request depend on its length alone."""
     export = DraftAttention(
-        DRAFT,
+        ExportedHeads.of(DRAFT, method.draft_heads(mapping), torch.device("cpu")),
         batch=len(lengths),
         rows=rows,
         length=max(lengths) + rows + 1,
         device=torch.device("cpu"),
-        heads=method.draft_heads(mapping),
     )
     for request, length in enumerate(lengths):
         generator = torch.Generator().manual_seed(length)

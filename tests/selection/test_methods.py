@@ -9,7 +9,7 @@ import torch
 from paged import SCALING, paged_round
 from tiny import tiny_mapping, tiny_pair
 
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
 from specattn.selection.base import LayerState, Method, RoundState, Selection
@@ -24,12 +24,11 @@ MAPPING = tiny_mapping(PAIR)
 
 def round_state(method: Method) -> RoundState:
     draft = DraftAttention(
-        DRAFT,
+        ExportedHeads.of(DRAFT, method.draft_heads(MAPPING), torch.device("cpu")),
         batch=len(LENGTHS),
         rows=ROWS - 1,
         length=max(LENGTHS) + ROWS,
         device=torch.device("cpu"),
-        heads=method.draft_heads(MAPPING),
     )
     generator = torch.Generator().manual_seed(2)
     for request, (row, layer) in itertools.product(
