@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from specattn.acceptance import verify
+from specattn.acceptance import Verdict, verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
 from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.gamma import LARGEST_GAMMA
@@ -69,6 +69,13 @@ class Outcome:
     tokens: Tensor
     counts: Tensor
 
+    @classmethod
+    def of(cls, proposed: Tensor, verdict: Verdict) -> Outcome:
+        """The accepted ones of the tokens ``proposed`` ``[batch, gamma]``, and the one that follows them."""
+        tokens = torch.cat([proposed, proposed[:, :1]], dim=1)
+        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        return cls(tokens, verdict.accepted + 1)
+
 
 @dataclass
 class Speculator:
@@ -93,9 +100,7 @@ class Speculator:
         verdict = verify(
             proposal.tokens, proposal.probabilities, target_probs, u_accept, batch.uniform(Stream.NEXT, 0)
         )
-        tokens = torch.cat([proposal.tokens, proposal.tokens[:, :1]], dim=1)
-        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
-        return Outcome(tokens, verdict.accepted + 1)
+        return Outcome.of(proposal.tokens, verdict)
 
     def commit(self, slot: int, length: int) -> None:
         """Keep ``length`` tokens of ``slot``: rejected ones leave no trace in either cache."""

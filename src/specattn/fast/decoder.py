@@ -53,11 +53,19 @@ def unsupported(model: PreTrainedModel) -> str | None:
     attention = model.get_decoder().layers[0].self_attn
     if attention.head_dim & (attention.head_dim - 1):
         return f"its heads have {attention.head_dim} channels, which is no power of two"
-    if any(getattr(layer.self_attn, "sliding_window", None) for layer in model.get_decoder().layers):
+    if _slides(config):
         return "it has sliding-window layers"
     if config.hidden_act not in ("silu", "swish") or getattr(config, "mlp_bias", False):
         return "its gated product is not SiLU without biases"
     return None
+
+
+def _slides(config: Any) -> bool:
+    """Whether any layer sees a window only; some configurations say so for each layer, Mistral's for all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) is not None
 
 
 class FastDecoder:
