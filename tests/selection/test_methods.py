@@ -8,7 +8,7 @@ import pytest
 import torch
 from paged import SCALING, paged_round
 from tiny import tiny_mapping, tiny_pair
-from variants import VARIANTS
+from variants import FULL, VARIANTS
 
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
@@ -68,8 +68,8 @@ def test_the_contract(text):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
 def test_a_full_budget_selects_everything(name):
-    option = {"budget": 1.0} if hasattr(method_class(name), "budget") else {"p": 1.0}
-    selection, state, _ = select(get_method(name, **option))
+    plain = {"budget": 1.0} if hasattr(method_class(name), "budget") else {"p": 1.0}
+    selection, state, _ = select(get_method(name, **FULL.get(name, plain)))
     assert torch.equal(selection.counts, state.lengths[:, None].expand(-1, TARGET.kv_heads))
 
 

@@ -1,5 +1,8 @@
 """Every method with some of its options: what the tests of the contract run over."""
 
+FULL = {"twilight": {"base": "full", "p": 1.0}}
+"""Options with which a method selects everything, where these are neither ``budget=1`` nor ``p=1``."""
+
 VARIANTS = [
     "streaming:budget=0.3",
     "streaming:budget=5:sink=2",
@@ -12,6 +15,14 @@ VARIANTS = [
     "topk:budget=0.4:sink=0:window=0",
     "topk:budget=12:gqa=max",
     "topk:budget=6:gqa=union:sink=1:window=1",
+    "quest:budget=0.3:page=4",
+    "quest:budget=12:page=4:gqa=max:aggregate=max",
+    "quest:budget=12:page=4:gqa=union:aggregate=mean",
+    "quest:budget=12:page=2:gqa=mean:aggregate=union",
+    "twilight:base=(quest:budget=0.5:page=4)",
+    "twilight:base=full:p=0.7:gqa=mean:aggregate=union",
+    "twilight:base=(specattn:p=0.8):p=0.7:bits=8:gqa=max",
+    "twilight:base=(streaming:budget=0.6):bits=2",
     "oracle:p=0.8",
     "oracle:p=0.8:gqa=max",
     "oracle:p=0.8:gqa=union:sink=2:window=4",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def _methods() -> dict[str, dict[str, object]]:
     """Each method's options with their defaults."""
     from specattn.selection.registry import METHODS, method_class
 
-    return {name: {field.name: field.default for field in fields(method_class(name))} for name in METHODS}
+    return {name: method_class(name)().options() for name in METHODS}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:
