@@ -94,14 +94,14 @@ class QuantisedKeysStore:
         return dequantise(codes, scale, zero, self.bits)
 
     def gather(self, layer: int, rows: Tensor) -> Tensor:
-        """The same where each KV head has its own ``rows`` ``[batch, kv_heads, n]``: ``[batch, kv_heads, n, head_dim]``."""
+        """The same ``[batch, kv_heads, n, head_dim]`` for a list of rows a KV head, ``[batch, kv_heads, n]``."""
         entry = rows, torch.arange(rows.shape[1], device=rows.device)[:, None]
         codes, scale, zero = self.codes[layer][entry], self.scales[layer][entry], self.zeros[layer][entry]
         return dequantise(codes, scale, zero, self.bits)
 
 
 def quantise(keys: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys ``[..., head_dim]`` as packed codes uint8 ``[..., head_dim * bits / 8]``, scale and zero float16 ``[...]``."""
+    """Keys ``[..., head_dim]`` as codes, uint8 ``[..., head_dim * bits / 8]``, and scale and zero, float16 ``[...]``."""
     keys, levels = keys.float(), 2**bits - 1
     low, high = keys.aminmax(dim=-1)
     zero, scale = low.half(), ((high - low) / levels).half()
