@@ -44,7 +44,7 @@ def test_no_channel_is_off_by_more_than_half_a_step(bits, channels, factor):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_format_by_definition(bits):
-    """Channel by channel: the smallest has code 0, the largest the last one; a byte holds neighbours, low bits first."""
+    """Channel by channel: the smallest has code 0, the largest the last one; in a byte the first is lowest."""
     key = torch.randn(16, generator=torch.Generator().manual_seed(4))
     codes, scale, zero = quantise(key, bits)
     levels = 2**bits - 1

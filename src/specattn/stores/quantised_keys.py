@@ -101,7 +101,7 @@ class QuantisedKeysStore:
 
 
 def quantise(keys: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys ``[..., head_dim]`` as codes, uint8 ``[..., head_dim * bits / 8]``, and scale and zero, float16 ``[...]``."""
+    """Keys ``[..., head_dim]`` as uint8 codes ``[..., head_dim * bits / 8]``, float16 scale and zero ``[...]``."""
     keys, levels = keys.float(), 2**bits - 1
     low, high = keys.aminmax(dim=-1)
     zero, scale = low.half(), ((high - low) / levels).half()
