@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from specattn.acceptance import verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
 from specattn.runner import ModelRunner
@@ -107,13 +108,18 @@ class Speculator:
         if Need.DRAFT not in self.method.needs or self.draft is None or gamma == 0:
             return None
         return DraftAttention(
-            self.draft.geometry,
+            self._exported_heads,
             batch=len(lengths),
             rows=gamma,
             length=max(lengths) + gamma + 1,
             device=self.draft.device,
-            heads=self.method.draft_heads(self.mapping),
         )
+
+    @cached_property
+    def _exported_heads(self) -> ExportedHeads:
+        assert self.draft is not None
+        heads = self.method.draft_heads(self.mapping)
+        return ExportedHeads.of(self.draft.geometry, heads, self.draft.device)
 
     def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
         """How the target's pass of a round answers attention calls."""

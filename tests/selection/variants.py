@@ -1,8 +1,5 @@
 """Every method with some of its options: what the tests of the contract run over."""
 
-FULL = {"twilight": {"base": "full", "p": 1.0}}
-"""Options with which a method selects everything, where these are neither ``budget=1`` nor ``p=1``."""
-
 VARIANTS = [
     "streaming:budget=0.3",
     "streaming:budget=5:sink=2",
@@ -17,8 +14,8 @@ VARIANTS = [
     "topk:budget=6:gqa=union:sink=1:window=1",
     "quest:budget=0.3:page=4",
     "quest:budget=12:page=4:gqa=max:aggregate=max",
-    "quest:budget=12:page=4:gqa=union:aggregate=mean",
-    "quest:budget=12:page=2:gqa=mean:aggregate=union",
+    "quest:budget=12:page=4:gqa=union",
+    "quest:budget=12:page=2:aggregate=union",
     "twilight:base=(quest:budget=0.5:page=4)",
     "twilight:base=full:p=0.7:gqa=mean:aggregate=union",
     "twilight:base=(specattn:p=0.8):p=0.7:bits=8:gqa=max",
@@ -36,3 +33,20 @@ VARIANTS = [
     "specattn:p=0.5:granularity=page:page=4",
     "specattn-paper:p=0.7",
 ]
+
+DENSE = [
+    "dense",
+    "streaming:budget=1",
+    "longformer:budget=1",
+    "bigbird:budget=1",
+    "random:budget=1",
+    "topk:budget=1",
+    "quest:budget=1",
+    "twilight:base=full:p=1",
+    "twilight:base=(quest:budget=1):p=1",
+    "twilight:base=(specattn:p=1):p=1",
+    "oracle:p=1",
+    "specattn:p=1",
+    "specattn-paper:p=1",
+]
+"""Every method with options under which it reads everything."""
