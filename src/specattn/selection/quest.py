@@ -24,7 +24,7 @@ LEAST_PAGES = 3
 class Quest(Method):
     """The pages with the highest bounds of what a query times one of their keys may be, see :func:`page_scores`.
 
-    Only pages that the context fills are scored; the page in which it ends is always read, and nothing else is. The
+    Only pages that the context fills are scored; the page in which it ends is always read, and no other is forced. The
     paper selects for each query head and one query at a time. Here the queries of a round and of a KV head's group
     share a list: a softmax over the pages, which keeps each query's order, makes their scores comparable.
 
@@ -98,7 +98,7 @@ class Quest(Method):
 
 
 def page_scores(state: LayerState, lower: Tensor, upper: Tensor) -> Tensor:
-    """Quest's estimate (section 3.2): ``sum_c max(q_c lower_c, q_c upper_c)``, scaled like the attention's logits.
+    """Quest's estimate: ``sum_c max(q_c lower_c, q_c upper_c)``, scaled like the attention's logits.
 
     No key of the page, multiplied by the query, exceeds it.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from specattn.mapping import Mapping
 
 CANDIDATES = 0.25
-"""Budget of a base that is named without one: a quarter of the context (section 4.2)."""
+"""Budget of a base that is named without one: a quarter of the context, as in the paper."""
 
 
 @dataclass(frozen=True)
