@@ -17,7 +17,7 @@ from specattn.cli.app import app
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for folder in (".", "docs", "examples")
+    for folder in (".", "docs", "docs/methods", "examples")
     for path in sorted((ROOT / folder).glob("*.md"))
 }
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

@@ -1,6 +1,7 @@
 """The matrix that every method must pass: options x group sizes, on scattered pages, in a ragged batch.
 
 What the selected lists are worth is seen in the attention over them, whose inputs are NaN wherever nobody may look.
+No method may ask the device for a value.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 
 import pytest
 import torch
-from paged import SCALING, PagedRound, paged_round
+from paged import SCALING, PagedRound, no_answers, paged_round
 from tiny import random_mapping
 from variants import DENSE, VARIANTS
 
@@ -61,7 +62,9 @@ def prepared(method: Method, round: PagedRound) -> RoundState:
 
 
 def select(method: Method, round: PagedRound) -> Selection:
-    return method.select(round.layer(method, LAYER, prepared(method, round)))
+    state = prepared(method, round)
+    with no_answers():
+        return method.select(round.layer(method, LAYER, state))
 
 
 def attend(round: PagedRound, selection: Selection) -> torch.Tensor:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from paged import SCALING, paged_round
+from plain import listed, smallest_nucleus
 from tiny import tiny_mapping, tiny_pair
 
 from specattn.draft_attention import DraftAttention, ExportedHeads
@@ -116,24 +117,6 @@ def test_topk_takes_the_heaviest():
         best = scores[request, head, :length].topk(5).indices.tolist()
         assert listed(selection, request, head) == {*best, *range(length, length + ROWS)}
     assert state.rows == ROWS
-
-
-def smallest_nucleus(weights: torch.Tensor, p: float, forced: set[int]) -> set[int]:
-    """By sorting: the forced positions, then the heaviest until the mass is p of all."""
-    total = float(weights.double().sum())
-    chosen = set(forced)
-    mass = sum(float(weights[i]) for i in forced)
-    for i in weights.argsort(descending=True).tolist():
-        if mass >= p * total * (1 - 1e-6):
-            break
-        if i not in chosen:
-            chosen.add(i)
-            mass += float(weights[i])
-    return chosen
-
-
-def listed(selection: Selection, request: int, head: int) -> set[int]:
-    return set(selection.indices[request, head, : int(selection.counts[request, head])].tolist())
 
 
 @pytest.mark.parametrize("p", [0.3, 0.6, 0.9])
