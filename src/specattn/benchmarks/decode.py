@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -117,7 +118,7 @@ def measure(cells: Sequence[Cell], median_ms: Median, device: torch.device) -> l
         bench = Bench.make(cell.pair, cell.batch, cell.context, cell.gamma, device)
         memory = torch.cuda.graph_pool_handle()
 
-        def timed(round: FastRound, memory: tuple[int, int] = memory) -> float:
+        def timed(round: FastRound, memory: Any = memory) -> float:
             return median_ms(CapturedRound(round.run, memory))
 
         sparse = bench.sparse(cell.density, cell.gamma)

@@ -6,7 +6,7 @@ tensors take the place of their parts in the modules, which go on working.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,8 @@ class FastDecoder:
         tokens: Tensor,
         positions: Tensor,
         rows: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
         attend: AttendLayer,
     ) -> Tensor:
         """Hidden states ``[batch, rows, hidden]`` of ``tokens`` ``[batch, rows]``, normalised for the output head.

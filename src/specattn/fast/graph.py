@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,10 +18,11 @@ class CapturedRound:
 
     Args:
         run: the round; reads and writes tensors that keep their place.
-        memory: shared by all graphs of an engine, since no two of them run at once.
+        memory: what ``torch.cuda.graph_pool_handle`` returned; all graphs of an engine share one, since no two of
+            them run at once.
     """
 
-    def __init__(self, run: Callable[[], Outcome], memory: tuple[int, int]) -> None:
+    def __init__(self, run: Callable[[], Outcome], memory: Any) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
