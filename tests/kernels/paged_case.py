@@ -32,7 +32,9 @@ class PagedCase:
 
     def expected(self) -> Tensor:
         """What the float32 reference makes of the tokens that were selected, float32."""
-        columns = self.selection.indices.clamp(min=0).long()[..., None].expand(-1, -1, -1, self.query.shape[-1])
+        columns = (
+            self.selection.indices.clamp(min=0).long()[..., None].expand(-1, -1, -1, self.query.shape[-1])
+        )
         keys, values = self.clean_keys.gather(2, columns), self.clean_values.gather(2, columns)
         return sparse_attention(self.query.float(), keys, values, self.selection, self.positions, SCALING)
 
@@ -42,7 +44,9 @@ class PagedCase:
     def to(self, device: str) -> PagedCase:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         parts = {
-            name: value.to(device) for name, value in vars(self.selection).items() if isinstance(value, Tensor)
+            name: value.to(device)
+            for name, value in vars(self.selection).items()
+            if isinstance(value, Tensor)
         }
         return replace(self, selection=replace(self.selection, **parts), **moved)
 
@@ -77,7 +81,10 @@ def paged_case(
     clean_keys, clean_values = normal(2, batch, kv_heads, longest, head_dim)
     width = -(-longest // page_size) + 3
     slots, block_table = _scattered_pages(lengths, width, page_size, generator)
-    pool = [torch.full((int(block_table.max() + 2) * page_size, kv_heads, head_dim), NAN, dtype=dtype) for _ in "kv"]
+    pool = [
+        torch.full((int(block_table.max() + 2) * page_size, kv_heads, head_dim), NAN, dtype=dtype)
+        for _ in "kv"
+    ]
     pool_rows = block_table[slots].long()[:, token // page_size] * page_size + token % page_size
     for request in range(batch):
         for head in range(kv_heads):

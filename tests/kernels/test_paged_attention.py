@@ -9,6 +9,7 @@ import torch
 from paged_case import NAN, SCALING, PagedCase, paged_case
 
 from specattn.errors import UsageError
+from specattn.kernels import paged_attention
 from specattn.kernels.check import error_ratio
 from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention, workspace_size
 from specattn.kernels.tiling import Tiling
@@ -108,9 +109,16 @@ def test_other_tiles(tiling):
     assert close(sparse(case, tiling=tiling), case.expected())
 
 
-def test_more_lists_than_are_counted_at_once():
-    case = make([40] + [3] * 32, rows=1, query_heads=8, kv_heads=8, head_dim=16)
-    assert close(sparse(case, tiling=Tiling(tokens=16, programs=5)), case.expected())
+def test_two_blocks_of_query_rows_divided_among_programs():
+    case = make([70], rows=9, query_heads=16, head_dim=16)
+    assert close(sparse(case, tiling=Tiling(tokens=16, warps=8, programs=3)), case.expected())
+
+
+def test_more_lists_and_parts_than_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(paged_attention, "UNITS_AT_ONCE", 4)
+    monkeypatch.setattr(paged_attention, "PARTS_AT_ONCE", 2)
+    case = make([20, 90, 5, 40, 130], rows=1, query_heads=2, kv_heads=2, head_dim=16)
+    assert close(sparse(case, tiling=Tiling(tokens=16, programs=17)), case.expected())
 
 
 def test_an_empty_list_gives_zeros_and_leaves_the_others_alone():
@@ -199,11 +207,17 @@ def test_a_workspace_is_reused_whatever_it_holds():
         (lambda c: {"query": c.query[:, :, :1], "keys": c.keys.expand(-1, 2, -1)}, "must be a multiple"),
         (lambda c: {"query": c.query.double()}, "float64.* convert the query"),
         (lambda c: {"values": c.values[1:]}, "must be alike"),
-        (lambda c: {"keys": c.keys[..., ::2], "values": c.values[..., ::2], "query": c.query[..., ::2]}, "contiguous"),
+        (
+            lambda c: {"keys": c.keys[..., ::2], "values": c.values[..., ::2], "query": c.query[..., ::2]},
+            "contiguous",
+        ),
         (lambda c: {"slots": c.slots[1:]}, r"slots has shape \[2\]: \[3\] is needed"),
         (lambda c: {"positions": c.positions[:, :1]}, r"positions has shape \[3, 1\]: \[3, 2\] is needed"),
         (lambda c: {"selection": replace(c.selection, counts=c.selection.counts[:2])}, "indices have shape"),
-        (lambda c: {"selection": replace(c.selection, log_weights=torch.zeros(3, 1, 7))}, "log_weights have shape"),
+        (
+            lambda c: {"selection": replace(c.selection, log_weights=torch.zeros(3, 1, 7))},
+            "log_weights have shape",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

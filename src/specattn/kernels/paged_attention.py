@@ -21,6 +21,7 @@ from specattn.kernels.paged_attention_triton import attention_kernel, combine_ke
 from specattn.kernels.tiling import Partition, Tiling, partition
 from specattn.selection.base import Selection
 
+UNITS_AT_ONCE = 256  # whose tiles are counted
 PARTS_AT_ONCE = 16  # of one list, when they are combined
 
 
@@ -65,9 +66,7 @@ def sparse_paged_attention(
         UsageError: shapes, dtypes or strides that do not fit together.
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
-    lists = _Lists(
-        selection.counts, selection.indices.shape[-1], selection.indices, selection.log_weights
-    )
+    lists = _Lists(selection.counts, selection.indices.shape[-1], selection.indices, selection.log_weights)
     return _attend(query, pool, lists, positions, scaling, out, workspace, tiling)
 
 
@@ -241,6 +240,7 @@ def _launch(
         BLOCK_M=cut.block_m,
         BLOCK_N=cut.tiling.tokens,
         BLOCK_D=cut.block_d,
+        UNITS=UNITS_AT_ONCE,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
     )

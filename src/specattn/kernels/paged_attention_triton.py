@@ -13,11 +13,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNITS_AT_ONCE = tl.constexpr(256)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+# Whatever changes from round to round is not specialised: a kernel is compiled once for a model.
+VARYING = [
+    "units",
+    "rows",
+    "table_slot",
+    "count_batch",
+    "count_head",
+    "list_batch",
+    "list_head",
+    "weight_batch",
+    "weight_head",
+]
+
+
+@triton.jit(do_not_specialize=VARYING)
 def attention_kernel(
     query,  # [batch, rows, query_heads, HEAD_DIM]
     keys,  # [pool_rows, kv_heads, HEAD_DIM]
@@ -54,16 +67,17 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    UNITS: tl.constexpr,
 ):
     blocks = tl.cdiv(rows * GROUP, BLOCK_M)
-    total = _total_tiles(counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N)
+    total = _total_tiles(counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N, UNITS)
     programs = tl.minimum(tl.num_programs(0), total)
     program = tl.program_id(0)
     if program >= programs:
         return
     tile = _first_tile(program, programs, total)
     stop = _first_tile(program + 1, programs, total)
-    unit, start = _find_unit(tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N)
+    unit, start = _find_unit(tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N, UNITS)
     dims = tl.arange(0, BLOCK_D)
     while tile < stop:
         batch = unit // blocks // kv_heads
@@ -119,7 +133,7 @@ def attention_kernel(
         unit += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def combine_kernel(
     partials,
     lses,
@@ -268,22 +282,26 @@ def _tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK
 
 
 @triton.jit
-def _total_tiles(counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr):
+def _total_tiles(
+    counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr, UNITS: tl.constexpr
+):
     total = 0
-    for base in range(0, units, UNITS_AT_ONCE):
-        unit = base + tl.arange(0, UNITS_AT_ONCE)
+    for base in range(0, units, UNITS):
+        unit = base + tl.arange(0, UNITS)
         total += tl.sum(_tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N))
     return total
 
 
 @triton.jit
-def _find_unit(tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr):
+def _find_unit(
+    tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr, UNITS: tl.constexpr
+):
     """The unit that ``tile`` belongs to, and the unit's first tile."""
     found = 0
     start = 0
     seen = 0
-    for base in range(0, units, UNITS_AT_ONCE):
-        unit = base + tl.arange(0, UNITS_AT_ONCE)
+    for base in range(0, units, UNITS):
+        unit = base + tl.arange(0, UNITS)
         tiles = _tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N)
         before = seen + tl.cumsum(tiles) <= tile
         found += tl.sum(before.to(tl.int32))

@@ -10,8 +10,8 @@ from torch import Tensor
 from specattn.errors import UsageError
 
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
-LARGEST_TILE = 128 * 128  # query rows times channels that a program keeps in registers
-WIDE_TILE = 64 * 128  # from more than this on a program needs twice the warps
+MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
+WIDE_ROWS = 64  # more than these need eight warps
 DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
 
 
@@ -91,7 +91,8 @@ def partition(
     block_d = max(LEAST_ROWS, _power_of_two(head_dim))
     needed = rows * (query_heads // kv_heads)
     least = tiling.rows if tiling else LEAST_ROWS
-    block_m = min(max(least, _power_of_two(needed)), max(LEAST_ROWS, LARGEST_TILE // block_d))
+    most = max(LEAST_ROWS, MOST_ROWS * 128 // max(block_d, 128))
+    block_m = min(max(least, _power_of_two(needed)), most)
     processors, shared = _resources(device)
     tiling = tiling or default_tiling(block_m, block_d, dtype.itemsize, shared)
     units = batch * kv_heads * -(-needed // block_m)
@@ -104,12 +105,14 @@ def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Ti
     Two programs a multiprocessor: one computes while the other waits. Tiles are halved rather than fetched one at a
     time.
     """
-    warps, programs = (8, 1) if block_m * block_d > WIDE_TILE else (4, 2)
+    wide = block_m * max(block_d, 128) > WIDE_ROWS * 128
+    warps, programs = (8, 1) if wide else (4, 2)
     tokens = 64
     while True:
         tile = 2 * tokens * block_d * itemsize
-        # CUDA keeps a kilobyte of each program; queries and weights of a tile lie beside the keys and values.
-        room = shared // programs - 1024 - block_m * (block_d + tokens) * itemsize
+        # Queries and weights of a tile lie beside the keys and values. CUDA keeps a kilobyte of each program, and what
+        # else is exchanged there takes less than another.
+        room = shared // programs - 2048 - block_m * (block_d + tokens) * itemsize
         stages = min(DEEPEST, room // tile + (1 if block_m < 64 else 0))
         if stages >= 3 or tokens == LEAST_ROWS:
             return Tiling(tokens, warps, max(stages, 2), programs, block_m)
