@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specattn import cache as cache_module
 from specattn.attention import DenseAttend, Step, StepSource
@@ -177,6 +179,40 @@ class _Scattered:
         pages = self.random.sample(sorted(free), count)
         free.difference_update(pages)
         return pages
+
+
+@contextmanager
+def no_answers() -> Iterator[None]:
+    """Inside the block nothing may ask the device for a value, nor make a shape that depends on one."""
+    with _NoAnswers(), mock.patch.object(Tensor, "tolist", lambda self: _refuse("tolist")):
+        yield
+
+
+class _NoAnswers(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or str(func) in _QUESTIONS:
+            _refuse(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+_QUESTIONS = {
+    f"aten.{name}"
+    for name in (
+        "_local_scalar_dense.default",
+        "equal.default",
+        "masked_select.default",
+        "nonzero.default",
+        "repeat_interleave.Tensor",
+        "_unique2.default",
+    )
+}
+
+
+def _refuse(what: str) -> None:
+    raise AssertionError(f"{what} asks the device for a value")
 
 
 def _generator(seed: int, length: int, stream: int) -> torch.Generator:

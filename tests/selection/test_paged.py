@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged import contents, paged_round
+from paged import contents, no_answers, paged_round
 
 from specattn.geometry import KVGeometry
 from specattn.stores.page_bounds import PageBounds
@@ -36,3 +36,21 @@ def test_a_request_is_the_same_in_any_batch():
     assert torch.equal(alone.source.keys(0)[0], together.source.keys(0)[1])
     assert torch.equal(alone.queries(1)[0], together.queries(1)[1])
     assert not torch.equal(alone.queries(1), alone.queries(0))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda x: x.max().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.repeat_interleave(x.abs().long()),
+    ],
+)
+def test_questions_to_the_device_are_noticed(question):
+    x = torch.arange(3)
+    question(x)
+    with no_answers(), pytest.raises(AssertionError, match="asks the device"):
+        question(x)

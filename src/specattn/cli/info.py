@@ -51,9 +51,9 @@ def info(
 
 def _methods() -> dict[str, dict[str, object]]:
     """Each method's options with their defaults."""
-    from specattn.selection.registry import METHODS, method_class
+    from specattn.selection.registry import REGISTRY
 
-    return {name: method_class(name)().options() for name in METHODS}
+    return {name: REGISTRY.get(name).options() for name in REGISTRY.known}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:

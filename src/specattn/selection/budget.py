@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from specattn.errors import UsageError
 
 def check_budget(method: str, budget: float) -> None:
     """Refuse a budget that is neither a fraction nor a count."""
-    if budget <= 0 or (budget > 1 and budget != int(budget)):
+    if not 0 < budget < math.inf or (budget > 1 and budget != int(budget)):
         raise UsageError(
             f"{method}: budget={budget} is neither a fraction in (0, 1] nor a whole number of tokens above 1"
         )

@@ -25,6 +25,8 @@ METHODS: dict[str, str] = {
     "longformer": "specattn.selection.longformer:Longformer",
     "bigbird": "specattn.selection.bigbird:BigBird",
     "random": "specattn.selection.random:Random",
+    "quest": "specattn.selection.quest:Quest",
+    "twilight": "specattn.selection.twilight:Twilight",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
     "vattention": "specattn.selection.vattention:VAttention",
