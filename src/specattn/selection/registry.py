@@ -25,6 +25,8 @@ METHODS: dict[str, str] = {
     "longformer": "specattn.selection.longformer:Longformer",
     "bigbird": "specattn.selection.bigbird:BigBird",
     "random": "specattn.selection.random:Random",
+    "h2o": "specattn.selection.h2o:H2O",
+    "snapkv": "specattn.selection.snapkv:SnapKV",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
 }
