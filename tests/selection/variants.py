@@ -1,8 +1,5 @@
 """Every method with some of its options: what the tests of the contract run over."""
 
-FULL = {"vattention": {"eps": 1e-9}}
-"""Options with which a method selects everything, where these are neither ``budget=1`` nor ``p=1``."""
-
 VARIANTS = [
     "streaming:budget=0.3",
     "streaming:budget=5:sink=2",
@@ -54,5 +51,6 @@ DENSE = [
     "oracle:p=1",
     "specattn:p=1",
     "specattn-paper:p=1",
+    "vattention:eps=1e-9",
 ]
 """Every method with options under which it reads everything."""
