@@ -51,6 +51,22 @@ class ReadMeter:
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, self._layer_bytes(positions, None))
 
+    def add_round(self, slots: Tensor, visible: Tensor, dense: int, selection: Selection | None) -> None:
+        """A pass through all layers at once.
+
+        Args:
+            visible: int64 ``[batch]``, tokens that the last row sees.
+            dense: how many layers, the first ones, read all of them.
+            selection: what the others read, counts ``[batch, layers, kv_heads]``.
+        """
+        everything = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes)
+        read = everything * dense
+        if selection is not None:
+            rows = selection.counts[:, dense:].sum((1, 2), dtype=torch.float64)
+            read = read + rows * self.geometry.row_bytes
+        self.read.index_add_(0, slots, read)
+        self.full.index_add_(0, slots, everything * self.geometry.layers)
+
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1
         if window is not None:

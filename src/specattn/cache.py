@@ -48,7 +48,8 @@ class PagedKVCache:
 
     Attributes:
         keys, values: for each layer ``[rows, kv_heads, head_dim]``.
-        block_table: int32 ``[slots, pages_a_request]``, unused entries are 0.
+        block_table: int32 ``[slots + 1, pages_a_request]``, unused entries are 0.
+        spare_slot: the last row of the table, which no request ever has: where padding of a batch reads and writes.
         stores: the side stores by what asked for them.
 
     Raises:
@@ -87,7 +88,8 @@ class PagedKVCache:
             torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
         ]
         width = self.pages_for(max_length or tokens)
-        self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
+        self.spare_slot = slots
+        self.block_table = torch.zeros(slots + 1, width, dtype=torch.int32, device=device)
         self.stores: dict[StoreSpec, SideStore] = {spec: spec.build(self) for spec in stores}
         self._free_pages = set(range(1, pages))
         self._allocations: list[_Allocation | None] = [None] * slots

@@ -48,7 +48,7 @@ class ModelRunner:
             stores=stores,
             page_size=page_size,
         )
-        self.meter = ReadMeter(self.geometry, slots, model.device)
+        self.meter = ReadMeter(self.geometry, slots + 1, model.device)  # one for the spare slot
 
     def step(
         self, slots: Sequence[int], starts: Sequence[int], rows: int, attend: Attend, *, metered: bool = True

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from specattn.acceptance import verify
+from specattn.acceptance import Verdict, verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.eviction import Eviction
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
@@ -70,6 +71,13 @@ class Outcome:
     tokens: Tensor
     counts: Tensor
 
+    @classmethod
+    def of(cls, proposed: Tensor, verdict: Verdict) -> Outcome:
+        """The accepted ones of the tokens ``proposed`` ``[batch, gamma]``, and the one that follows them."""
+        tokens = torch.cat([proposed, proposed[:, :1]], dim=1)
+        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        return cls(tokens, verdict.accepted + 1)
+
 
 @dataclass
 class Speculator:
@@ -115,9 +123,7 @@ class Speculator:
         verdict = verify(
             proposal.tokens, proposal.probabilities, target_probs, u_accept, batch.uniform(Stream.NEXT, 0)
         )
-        tokens = torch.cat([proposal.tokens, proposal.tokens[:, :1]], dim=1)
-        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
-        return Outcome(tokens, verdict.accepted + 1)
+        return Outcome.of(proposal.tokens, verdict)
 
     def commit(self, slot: int, length: int) -> None:
         """Let the text of ``slot`` be ``length`` tokens long: rejected ones leave no trace in either cache."""
@@ -134,13 +140,18 @@ class Speculator:
         if Need.DRAFT not in self.method.needs or self.draft is None or gamma == 0:
             return None
         return DraftAttention(
-            self.draft.geometry,
+            self._exported_heads,
             batch=len(lengths),
             rows=gamma,
             length=max(lengths) + gamma + 1,
             device=self.draft.device,
-            heads=self.method.draft_heads(self.mapping),
         )
+
+    @cached_property
+    def _exported_heads(self) -> ExportedHeads:
+        assert self.draft is not None
+        heads = self.method.draft_heads(self.mapping)
+        return ExportedHeads.of(self.draft.geometry, heads, self.draft.device)
 
     def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
         """How the target's pass of a round answers attention calls."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +51,9 @@ def info(
 
 def _methods() -> dict[str, dict[str, object]]:
     """Each method's options with their defaults."""
-    from specattn.selection.registry import METHODS, method_class
+    from specattn.selection.registry import REGISTRY
 
-    return {name: {field.name: field.default for field in fields(method_class(name))} for name in METHODS}
+    return {name: REGISTRY.get(name).options() for name in REGISTRY.known}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ MAIN_OPTIONS = ("p", "budget")
 
 def label(result: FidelityResult) -> str:
     """A method's name with its main option and those that differ from their defaults: ``specattn p=0.9 map=global``."""
-    defaults = {field.name: field.default for field in fields(method_class(result.method))}
+    defaults = method_class(result.method)().options()
     shown = {
         name: value
         for name, value in result.options.items()

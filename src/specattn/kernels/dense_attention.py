@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 Segments = Sequence[tuple[Tensor, Tensor]]
@@ -44,6 +45,13 @@ def dense_attention(
     if rows == length and (window is None or length <= window):
         out = scaled_dot_product_attention(
             query.transpose(0, 1)[None], key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+    if query.is_cuda and rows > FEW_ROWS and window is None:
+        # A prompt's later chunks: the same kernels as its first, which take no mask of this size.
+        bias = causal_lower_right(rows, length)
+        out = scaled_dot_product_attention(
+            query.transpose(0, 1)[None], key, value, attn_mask=bias, scale=scaling, enable_gqa=True
         )
         return out[0].transpose(0, 1)
     # The query heads of a group become rows of their KV head: each key is read once.

@@ -27,8 +27,11 @@ METHODS: dict[str, str] = {
     "random": "specattn.selection.random:Random",
     "h2o": "specattn.selection.h2o:H2O",
     "snapkv": "specattn.selection.snapkv:SnapKV",
+    "quest": "specattn.selection.quest:Quest",
+    "twilight": "specattn.selection.twilight:Twilight",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
+    "vattention": "specattn.selection.vattention:VAttention",
 }
 """Where each method lives; its module is imported when it is asked for."""
 
