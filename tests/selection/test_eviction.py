@@ -176,9 +176,15 @@ def test_the_dropin_refuses_and_names_the_alternative(name):
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_evicting_methods_are_dense_in_what_is_left_and_cannot_be_wrapped():
+@pytest.mark.parametrize("wrapper", ["twilight", "vattention"])
+@pytest.mark.parametrize("name", ["snapkv", "h2o"])
+def test_wrappers_refuse_them_and_name_what_they_can_wrap(wrapper, name):
+    with pytest.raises(UsageError, match=rf"{wrapper}: base={name}.* plain lists .*specattn"):
+        parse_method(f"{wrapper}:base={name}")
+
+
+def test_evicting_methods_are_dense_in_what_is_left():
     evicting = [name for name in METHODS if issubclass(method_class(name), Evicting)]
     assert evicting == ["h2o", "snapkv"]
     for name in evicting:
-        assert not method_class(name).selects
         assert all(get_method(name).is_dense(layer) for layer in range(4))
