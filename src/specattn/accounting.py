@@ -28,11 +28,21 @@ class ReadMeter:
         self.read[slot] = 0
         self.full[slot] = 0
 
-    def add_dense(self, slots: Tensor, positions: Tensor, window: int | None) -> None:
-        """A layer that read all that its rows at ``positions`` ``[batch, rows]`` can see."""
-        everything = self._layer_bytes(positions, window)
-        self.read.index_add_(0, slots, everything)
-        self.full.index_add_(0, slots, everything)
+    def add_dense(
+        self, slots: Tensor, positions: Tensor, window: int | None, text_positions: Tensor | None = None
+    ) -> None:
+        """A layer that read all that its rows at ``positions`` ``[batch, rows]`` can see.
+
+        Where tokens were evicted, the rows' ``text_positions`` say what they would have seen.
+        """
+        full = positions if text_positions is None else text_positions
+        self.read.index_add_(0, slots, self._layer_bytes(positions, window))
+        self.full.index_add_(0, slots, self._layer_bytes(full, window))
+
+    def add_scores(self, slots: Tensor, positions: Tensor) -> None:
+        """A layer that also read a float32 score of each token that its rows can see, for each KV head."""
+        nbytes = (positions[:, -1].double() + 1) * (self.geometry.kv_heads * torch.float32.itemsize)
+        self.read.index_add_(0, slots, nbytes)
 
     def add_selection(self, slots: Tensor, positions: Tensor, selection: Selection) -> None:
         """A layer that read ``selection``, and what choosing it read."""

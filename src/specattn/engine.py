@@ -148,7 +148,7 @@ class Engine:
 
     def _admit(self) -> list[Update]:
         updates = []
-        while self._waiting and self.speculator.target.cache.fits(self._room(self._waiting[0][1])):
+        while self._waiting and self._fits(self._waiting[0][1]):
             id, request = self._waiting.popleft()
             active = self._open(request)
             self._active[id] = active
@@ -160,6 +160,10 @@ class Engine:
                 continue
             updates.append(self._update(id, 0))
         return updates
+
+    def _fits(self, request: Request) -> bool:
+        # An evicting method leaves more room in the target's cache than in the draft's.
+        return all(runner.cache.fits(self._room(request)) for runner in self._runners)
 
     def _room(self, request: Request) -> int:
         longest = min(len(request.prompt) + request.max_new_tokens, self.pair.context_limit)
@@ -177,11 +181,9 @@ class Engine:
     def _prefill(self, active: ActiveRequest) -> None:
         started = perf_counter()
         prompt = active.request.prompt
-        roles = ("target", "draft")
-        logits, *_ = [
-            runner.prefill(active.slot, prompt, progress=self._report(role))
-            for role, runner in zip(roles, self._runners, strict=False)
-        ]
+        logits = self.speculator.prefill(active.slot, prompt, progress=self._report("target"))
+        if self.speculator.draft is not None:
+            self.speculator.draft.prefill(active.slot, prompt, progress=self._report("draft"))
         sampling = SamplingState.of([active.request.sampling], logits.device)
         probs = warp(logits[None, None, : self.pair.vocab_size], sampling)
         counter = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)

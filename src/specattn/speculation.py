@@ -8,7 +8,7 @@ first step reads both tokens again, so that every round has the same shape wheth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 from specattn.acceptance import Verdict, verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
 from specattn.draft_attention import DraftAttention, ExportedHeads
+from specattn.eviction import Eviction
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
-from specattn.runner import ModelRunner
+from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
+from specattn.selection.eviction import Evicting
 
 DRAWS_A_ROUND = LARGEST_GAMMA
 """Random numbers a stream may use in one round: one for each draft token."""
@@ -79,7 +81,11 @@ class Outcome:
 
 @dataclass
 class Speculator:
-    """Runs rounds of one draft and target with one method. ``draft`` may be missing: then gamma is 0."""
+    """Runs rounds of one draft and target with one method. ``draft`` may be missing: then gamma is 0.
+
+    Attributes:
+        eviction: what drops tokens of the target's cache, if the method does; the draft's cache keeps all of them.
+    """
 
     target: ModelRunner
     draft: ModelRunner | None
@@ -87,6 +93,23 @@ class Speculator:
     mapping: Mapping | None
     vocab_size: int
     observer: SelectionObserver | None = None
+    eviction: Eviction | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, Evicting):
+            self.eviction = Eviction(self.method, self.target)
+
+    def prefill(
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        *,
+        attend: Attend | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Read a prompt into the target's cache, as :meth:`ModelRunner.prefill` does, and evict what must go."""
+        reader = self.eviction or self.target
+        return reader.prefill(slot, prompt, attend=attend, progress=progress)
 
     def round(self, batch: Batch, gamma: int) -> Outcome:
         """One round. The caches' lengths are left to :meth:`commit`, which knows what the host accepted."""
@@ -103,8 +126,12 @@ class Speculator:
         return Outcome.of(proposal.tokens, verdict)
 
     def commit(self, slot: int, length: int) -> None:
-        """Keep ``length`` tokens of ``slot``: rejected ones leave no trace in either cache."""
-        self.target.cache.set_length(slot, length)
+        """Let the text of ``slot`` be ``length`` tokens long: rejected ones leave no trace in either cache."""
+        cache = self.target.cache
+        new = length - cache.position(slot)
+        cache.set_length(slot, cache.length(slot) + new)
+        if self.eviction is not None:
+            self.eviction.after_round(slot, new)
         if self.draft is not None:
             self.draft.cache.set_length(slot, length - 1)
 
@@ -128,6 +155,8 @@ class Speculator:
 
     def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
         """How the target's pass of a round answers attention calls."""
+        if self.eviction is not None:
+            return self.eviction.attend
         if Need.DRAFT in self.method.needs and export is None:
             return DenseAttend()
         geometry = self.target.geometry

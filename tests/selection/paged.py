@@ -152,6 +152,7 @@ def _step(cache: PagedKVCache, slots: Sequence[int], starts: Sequence[int], rows
         host_slots=list(slots),
         starts=list(starts),
         positions=positions,
+        text_positions=positions,
         pool_rows=cache.rows(slot_ids, positions),
         attend=DenseAttend(),
     )

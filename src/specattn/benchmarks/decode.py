@@ -62,7 +62,9 @@ class Bench:
         shapes, room = PAIRS[pair], context + gamma + 1
         fast = []
         for shape in (shapes.target, shapes.draft):
-            runner = ModelRunner(random_model(shape, device), tokens=batch * room, slots=batch, max_length=room)
+            runner = ModelRunner(
+                random_model(shape, device), tokens=batch * room, slots=batch, max_length=room
+            )
             for pool in (*runner.cache.keys, *runner.cache.values):
                 pool.normal_()
             for _ in range(batch):

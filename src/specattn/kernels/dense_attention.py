@@ -68,13 +68,19 @@ def attention_probabilities(
 
     Arguments as in :func:`dense_attention`; ``window`` limits each row to its last ``window`` tokens.
     """
+    return attention_logits(query, segments, start, first, scaling, window).softmax(-1)
+
+
+def attention_logits(
+    query: Tensor, segments: Segments, start: int, first: int, scaling: float, window: int | None = None
+) -> Tensor:
+    """What :func:`attention_probabilities` is the softmax of; -inf where a row does not see a token."""
     rows, query_heads, _ = query.shape
     kv_heads = segments[0][0].shape[1]
     folded = fold_group(query, kv_heads).float() * scaling
     logits = torch.cat([folded @ key.permute(1, 2, 0).float() for key, _ in segments], dim=-1)
     mask = causal_mask(rows, logits.shape[-1], start - first, query.device, window)
-    logits = logits.view(query_heads, rows, -1).masked_fill(~mask, float("-inf"))
-    return logits.softmax(-1)
+    return logits.view(query_heads, rows, -1).masked_fill(~mask, float("-inf"))
 
 
 def weighted_values(probabilities: Tensor, segments: Segments) -> Tensor:

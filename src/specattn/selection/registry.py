@@ -27,6 +27,8 @@ METHODS: dict[str, str] = {
     "random": "specattn.selection.random:Random",
     "quest": "specattn.selection.quest:Quest",
     "twilight": "specattn.selection.twilight:Twilight",
+    "h2o": "specattn.selection.h2o:H2O",
+    "snapkv": "specattn.selection.snapkv:SnapKV",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
     "vattention": "specattn.selection.vattention:VAttention",
