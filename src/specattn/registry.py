@@ -113,7 +113,10 @@ class Registry(Generic[T]):
 
     def _parse_wrapped(self, text: str, defaults: Mapping[str, Any]) -> T:
         """A member that another one wraps; ``defaults`` hold where it has such an option and its text is silent."""
-        options = {entry.name for entry in dataclasses.fields(self.find(split(text, ":")[0]))}  # type: ignore[arg-type]
+        cls = self.find(split(text, ":")[0])
+        if not getattr(cls, "selects", True):
+            return self.parse(text)  # as it is: what is wrong with it is that it cannot be wrapped
+        options = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
         return self.parse(text, **{name: value for name, value in defaults.items() if name in options})
 
 
