@@ -41,21 +41,24 @@ def relative_spread(state: LayerState, exact: Selection, pilot: Selection, size:
     heavy, weights = (exact_logits - peak).exp(), (logits - peak).exp()
     size, count = (number[:, :, None, None].float() for number in (size, pilot.counts))
     scale = size / count.clamp(min=1)
-    freedom = (count - 1).clamp(min=1)
 
-    denominator = heavy.sum(-1) + scale * weights.sum(-1)
-    mean = weights.sum(-1) / count.clamp(min=1)
-    deviation = torch.where(logits.isfinite(), weights - mean[..., None], 0)
-    variance = deviation.square().sum(-1) / freedom
+    drawn = weights.sum(-1)
+    denominator = heavy.sum(-1) + scale * drawn
+    variance = _variance(weights.square().sum(-1), drawn.square(), count)
 
     drawn = weights @ values[:, :, None]
     numerator = heavy @ exact_values[:, :, None] + scale[..., None] * drawn
-    squares = (weights.square() * values.square().sum(-1)[:, :, None, None]).sum(-1)
-    trace = ((squares - drawn.square().sum(-1) / count.clamp(min=1)) / freedom).clamp(min=0)
+    squares = weights.square() @ values.square().sum(-1)[:, :, None, :, None]
+    trace = _variance(squares[..., 0], drawn.square().sum(-1), count)
     # The pilot's own noise lengthens the estimated numerator, most where the values cancel.
     noise = size * (scale - 1) * trace
     length = (numerator.square().sum(-1) - noise).clamp(min=0).sqrt()
     return RelativeSpread(_ratio(size * trace.sqrt(), length), _ratio(size * variance.sqrt(), denominator))
+
+
+def _variance(squares: Tensor, squared_sum: Tensor, count: Tensor) -> Tensor:
+    """The sample variance of ``count`` terms from the sum of their squares and the square of their sum."""
+    return ((squares - squared_sum / count.clamp(min=1)) / (count - 1).clamp(min=1)).clamp(min=0)
 
 
 def _read(state: LayerState, selection: Selection) -> tuple[Tensor, Tensor]:
