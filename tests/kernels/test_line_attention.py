@@ -37,51 +37,37 @@ def visible(lines: Lines, head: int, start: int, rows: int, block: int) -> Tenso
     )
 
 
-@pytest.mark.parametrize("group", [1, 3, 6, 8])
+@pytest.mark.parametrize("heads", [1, 3, 6, 8])
 @pytest.mark.parametrize("rows,start,block", [(37, 0, 8), (16, 13, 8), (5, 30, 16), (1, 0, 4), (23, 9, 1)])
-def test_it_is_the_definition(group: int, rows: int, start: int, block: int) -> None:
-    torch.manual_seed(rows + group)
-    length, heads = start + rows, 2 * group
-    query, (key, value) = torch.randn(rows, heads, 16), torch.randn(2, length, 2, 16)
-    lines, owners = random_lines(heads, length), torch.arange(heads) // group
-    out = line_attention(query, key, value, lines, kv_heads=owners, start=start, scaling=SCALING, block=block)
+def test_it_is_the_definition(heads: int, rows: int, start: int, block: int) -> None:
+    torch.manual_seed(rows + heads)
+    length = start + rows
+    query, (key, value) = torch.randn(rows, heads, 16), torch.randn(2, length, 16)
+    lines = random_lines(heads, length)
+    out = line_attention(query, key, value, lines, start=start, scaling=SCALING, block=block)
     products = lines.products(start, rows, block)
     for head in range(heads):
         mask = visible(lines, head, start, rows, block)
-        logits = query[:, head].double() @ key[:, owners[head]].double().T * SCALING
+        logits = query[:, head].double() @ key.double().T * SCALING
         weights = logits.masked_fill(~mask, float("-inf")).softmax(-1)
-        assert error_ratio(out[:, head], weights @ value[:, owners[head]].double()) < 1e-5
+        assert error_ratio(out[:, head], weights @ value.double()) < 1e-5
         assert products[head] == mask.sum()
-
-
-def test_some_query_heads_of_some_kv_heads() -> None:
-    torch.manual_seed(0)
-    query, (key, value) = torch.randn(20, 6, 8), torch.randn(2, 20, 3, 8)
-    lines, chosen = random_lines(6, 20), [0, 3, 5]
-    owners = torch.arange(6) // 2
-    options = {"start": 0, "scaling": SCALING, "block": 4}
-    everything = line_attention(query, key, value, lines, kv_heads=owners, **options)
-    some = Lines(lines.verticals[chosen], lines.slashes[chosen])
-    out = line_attention(query[:, chosen], key, value, some, kv_heads=owners[chosen], **options)
-    assert error_ratio(out, everything[:, chosen]) < 1e-6
 
 
 def test_without_lines_a_row_reads_its_block_up_to_itself() -> None:
     torch.manual_seed(1)
-    query, (key, value) = torch.randn(10, 1, 8), torch.randn(2, 10, 1, 8)
+    query, (key, value) = torch.randn(10, 1, 8), torch.randn(2, 10, 8)
     none = Lines(torch.zeros(1, 10, dtype=torch.bool), torch.zeros(1, 10, dtype=torch.bool))
-    out = line_attention(
-        query, key, value, none, kv_heads=torch.tensor([0]), start=0, scaling=SCALING, block=4
-    )
-    assert error_ratio(out[[0, 4, 8], 0], value[[0, 4, 8], 0]) < 1e-6
+    out = line_attention(query, key, value, none, start=0, scaling=SCALING, block=4)
+    assert error_ratio(out[[0, 4, 8], 0], value[[0, 4, 8]]) < 1e-6
     assert none.products(0, 10, 4).tolist() == [10 + 10 + 3]
 
 
 def test_memory_is_bounded_by_groups_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(2)
-    query, (key, value) = torch.randn(41, 4, 8), torch.randn(2, 50, 2, 8)
-    lines, owners = random_lines(4, 50), torch.arange(4) // 2
-    options = {"kv_heads": owners, "start": 9, "scaling": SCALING, "block": 8}
+    query, (key, value) = torch.randn(41, 3, 8), torch.randn(2, 50, 8)
+    lines = random_lines(3, 50)
+    options = {"start": 9, "scaling": SCALING, "block": 8}
     whole, products = line_attention(query, key, value, lines, **options), lines.products(9, 41, 8)
     largest = []
     keys = Lines.keys
@@ -91,7 +77,7 @@ def test_memory_is_bounded_by_groups_of_blocks(monkeypatch: pytest.MonkeyPatch) 
         return keys(self, first, block)
 
     monkeypatch.setattr(Lines, "keys", watched)
-    monkeypatch.setattr(module, "GROUP_NUMBERS", 2 * 4 * 50 * 8)
+    monkeypatch.setattr(module, "GROUP_LOGITS", 2 * 3 * 8 * 50)
     assert error_ratio(line_attention(query, key, value, lines, **options), whole) < 1e-6
     assert largest == [2, 2, 2]
     assert torch.equal(lines.products(9, 41, 8), products)
@@ -99,9 +85,9 @@ def test_memory_is_bounded_by_groups_of_blocks(monkeypatch: pytest.MonkeyPatch) 
 
 def test_bfloat16_comes_back_as_bfloat16() -> None:
     torch.manual_seed(3)
-    query, (key, value) = torch.randn(12, 2, 8), torch.randn(2, 12, 1, 8)
-    lines, owners = random_lines(2, 12, 0.5), torch.zeros(2, dtype=torch.long)
-    options = {"kv_heads": owners, "start": 0, "scaling": SCALING, "block": 4}
+    query, (key, value) = torch.randn(12, 2, 8), torch.randn(2, 12, 8)
+    lines = random_lines(2, 12, 0.5)
+    options = {"start": 0, "scaling": SCALING, "block": 4}
     rounded = [tensor.bfloat16() for tensor in (query, key, value)]
     out = line_attention(*rounded, lines, **options)
     assert out.dtype == torch.bfloat16

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
-from specattn.kernels.sparse_attention import sparse_attention, trim
+from specattn.kernels.sparse_attention import trim
 from specattn.selection.base import Selection
 
-GROUP_NUMBERS = 1 << 26
-"""Numbers that the gathered keys of what is computed at once may hold: bounds memory, whatever the length."""
+GROUP_LOGITS = 1 << 24
+"""Logits that are computed at once: bounds memory, whatever the length."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Lines:
         heads, length = self.slashes.shape
         position = torch.arange(length, device=self.slashes.device)
         total = torch.zeros(heads, dtype=torch.float64, device=position.device)
-        for first in _blocks(start, rows, block, heads * length, position.device):
+        for first in _blocks(start, rows, block, heads * block * length, position.device):
             end = (first + block).clamp(max=start + rows)[:, None]
             seeing = (end - torch.maximum(first[:, None], position)).clamp(min=0).float()
             total += (self.keys(first, block).float() @ seeing[..., None])[..., 0].sum(0, dtype=torch.float64)
@@ -58,23 +58,14 @@ class Lines:
 
 
 def line_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lines: Lines,
-    *,
-    kv_heads: Tensor,
-    start: int,
-    scaling: float,
-    block: int,
+    query: Tensor, key: Tensor, value: Tensor, lines: Lines, *, start: int, scaling: float, block: int
 ) -> Tensor:
     """Causal softmax attention of rows over their heads' lines, renormalised over them.
 
     Args:
-        query: ``[rows, heads, head_dim]``, rows at positions ``start``, ``start + 1``, ...
-        key, value: ``[start + rows, all KV heads, head_dim]``.
-        lines: of the same heads.
-        kv_heads: int64 ``[heads]``, the KV head of each.
+        query: ``[rows, heads, head_dim]`` of heads that share one KV head, rows at ``start``, ``start + 1``, ...
+        key, value: ``[start + rows, head_dim]``, of that KV head.
+        lines: of the same query heads.
         start: position of the first row.
         scaling: factor of the logits.
         block: rows that read the same keys; the last block may be shorter.
@@ -82,20 +73,27 @@ def line_attention(
     Returns:
         ``[rows, heads, head_dim]``, in the query's dtype; computed in float32.
     """
-    rows, heads, head_dim = query.shape
-    firsts = _blocks(start, rows, block, heads * len(key) * head_dim, query.device)
-    queries = pad(query, (0, 0, 0, 0, 0, -rows % block)).unflatten(0, (-1, block))
-    within = torch.arange(block, device=query.device)
+    rows, heads, _ = query.shape
+    firsts = _blocks(start, rows, block, heads * block * len(key), query.device)
+    queries = pad(query, (0, 0, 0, 0, 0, -rows % block)).unflatten(0, (-1, block)).transpose(1, 2)
+    within = torch.arange(block, device=query.device)[:, None]
     out = []
     for first, some in zip(firsts, queries.split([len(first) for first in firsts]), strict=True):
-        selection = trim(Selection.from_mask(lines.keys(first, block)))
-        tokens = selection.indices.clamp(min=0).long()  # [blocks, heads, n]
-        keys, values = key[tokens, kv_heads[:, None]], value[tokens, kv_heads[:, None]]
-        out.append(sparse_attention(some, keys, values, selection, first[:, None] + within, scaling))
-    return torch.cat(out).flatten(0, 1)[:rows]
+        keys = lines.keys(first, block)
+        listed = trim(
+            Selection.from_mask(keys.any(1, keepdim=True))
+        ).indices  # what some head reads, [blocks, 1, n]
+        tokens = listed.clamp(min=0).long()
+        chosen = keys.gather(2, tokens.expand(-1, heads, -1)) & (listed >= 0)
+        seen = tokens <= first[:, None, None] + within
+        sides = (side[tokens].float().expand(-1, heads, -1, -1) for side in (key, value))
+        mask = chosen[:, :, None] & seen[:, None]
+        out.append(scaled_dot_product_attention(some.float(), *sides, attn_mask=mask, scale=scaling))
+    joined = torch.cat(out).transpose(1, 2)  # [blocks, block, heads, head_dim]
+    return joined.flatten(0, 1)[:rows].to(query.dtype)
 
 
-def _blocks(start: int, rows: int, block: int, numbers: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Positions of the blocks' first rows, in groups whose memory is bounded; a block may gather ``numbers``."""
+def _blocks(start: int, rows: int, block: int, logits: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Positions of the blocks' first rows, in groups whose memory is bounded; a block has at most ``logits``."""
     first = torch.arange(start, start + rows, block, device=device)
-    return first.split(max(1, GROUP_NUMBERS // numbers))
+    return first.split(max(1, GROUP_LOGITS // logits))

@@ -16,7 +16,7 @@ from specattn.prefill.base import PrefillCall
 
 
 class Pattern(Protocol):
-    """The patterns of some query heads in a call."""
+    """The patterns of some query heads in a call; any number of a KV head's query heads may be among them."""
 
     def attention(self, call: PrefillCall, heads: Sequence[int]) -> Tensor:
         """Attention of the call's ``heads``, whose patterns these are: ``[rows, heads, head_dim]``."""
@@ -35,16 +35,20 @@ class LinePattern:
     block: int
 
     def attention(self, call: PrefillCall, heads: Sequence[int]) -> Tensor:
-        return line_attention(
-            call.query[:, heads],
-            call.key,
-            call.value,
-            self.lines,
-            kv_heads=kv_heads(call)[heads],
-            start=call.start,
-            scaling=call.scaling,
-            block=self.block,
-        )
+        query = call.query[:, heads]
+        out = torch.empty_like(query)
+        for kv, members in _by_kv_head(call, heads):
+            lines = Lines(self.lines.verticals[members], self.lines.slashes[members])
+            out[:, members] = line_attention(
+                query[:, members],
+                call.key[:, kv],
+                call.value[:, kv],
+                lines,
+                start=call.start,
+                scaling=call.scaling,
+                block=self.block,
+            )
+        return out
 
     def products(self, call: PrefillCall) -> Tensor:
         return self.lines.products(call.start, len(call.query), self.block)
@@ -72,7 +76,6 @@ class BlockPattern:
     def attention(self, call: PrefillCall, heads: Sequence[int]) -> Tensor:
         query = call.query[:, heads]
         out = torch.empty_like(query)
-        # One KV head at a time: any number of its query heads may be among these.
         for kv, members in _by_kv_head(call, heads):
             lists = BlockLists.from_mask(self.mask[None, members], self.grid.query_block, self.grid.key_block)
             key, value = (side[None, :, kv : kv + 1].transpose(1, 2) for side in (call.key, call.value))
