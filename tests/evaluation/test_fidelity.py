@@ -76,6 +76,7 @@ def assert_dense(result: FidelityResult) -> None:
 FULL = ["dense", "streaming:budget=1:dense_layers=0", "oracle:p=1:dense_layers=0"]
 FULL += ["specattn:p=1:dense_layers=0", "specattn-paper:p=1:dense_layers=0"]
 FULL += ["quest:budget=1:dense_layers=0", "twilight:base=full:p=1:dense_layers=0"]
+FULL += ["vattention:eps=1e-9:sink=2:window=4:least=4:dense_layers=0"]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -213,6 +214,14 @@ def test_more_mass_is_more_read_and_less_divergence(name):
     assert less.kv_read_fraction < more.kv_read_fraction < 1
     assert less.attention_mass < more.attention_mass < 1
     assert less.options == {**more.options, "p": 0.5}
+
+
+def test_a_smaller_tolerance_is_more_read_and_less_divergence():
+    name = "vattention:verify=denominator:sink=2:window=4:least=4:sample=0.1"
+    less, more = run(tiny_pair("llama", layers=4), [f"{name}:eps=0.9", f"{name}:eps=0.2"])
+    assert less.kl > more.kl > 0
+    assert less.kv_read_fraction < more.kv_read_fraction < 1
+    assert more.options["base"] == "topk:budget=0.02:sink=0:window=0"
 
 
 def test_a_last_round_of_one_row_is_dense_for_methods_that_look_at_the_draft():

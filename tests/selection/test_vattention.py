@@ -15,7 +15,6 @@ from paged import SCALING, PagedRound, paged_round
 from tiny import tiny_mapping, tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
-from specattn.contiguous import ContiguousSource
 from specattn.dropin import sparse_attention as dropin
 from specattn.errors import UsageError
 from specattn.generation import generate
@@ -25,7 +24,7 @@ from specattn.kernels.dense_attention import dense_attention
 from specattn.kernels.sparse_attention import sparse_attention
 from specattn.pairs import Pair
 from specattn.sampling import Stream
-from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
+from specattn.selection.base import LayerState, Method, Need, Selection
 from specattn.selection.random import layer_weights
 from specattn.selection.registry import get_method, parse_method
 from specattn.selection.streaming import Streaming
@@ -34,7 +33,7 @@ from specattn.stores.page_bounds import PageBounds
 
 GEOMETRY = KVGeometry(layers=3, query_heads=6, kv_heads=2, head_dim=8, dtype=torch.float32)
 LENGTHS, ROWS, LAYER = [70, 161, 38], 3, 2
-HEAVY = "base=(topk:budget=0.05:sink=0:window=0):sink=3:window=0.02:least=5:sample=0.1"
+HEAVY = "base=(topk:budget=0.05):sink=3:window=0.02:least=5:sample=0.1"
 
 
 def a_round(lengths: list[int] = LENGTHS) -> PagedRound:
@@ -51,7 +50,7 @@ def select(text: str, lengths: list[int] = LENGTHS) -> tuple[Selection, LayerSta
     return method.select(state), state
 
 
-def listed(selection: Selection, request: int, head: int) -> dict[int, float]:
+def weighted(selection: Selection, request: int, head: int) -> dict[int, float]:
     """The tokens of a list with their log-weights."""
     count = int(selection.counts[request, head])
     assert selection.log_weights is not None
@@ -182,8 +181,8 @@ def test_lists_weights_and_reads_are_those_of_the_equations(text):
         for head in range(GEOMETRY.kv_heads):
             hand = ByHand(method, state, request, head)
             expected = hand.log_weights
-            assert list(listed(selection, request, head)) == sorted(expected)
-            assert listed(selection, request, head) == pytest.approx(expected, abs=1e-5)
+            assert list(weighted(selection, request, head)) == sorted(expected)
+            assert weighted(selection, request, head) == pytest.approx(expected, abs=1e-5)
             unused += len(set(hand.pilot) - set(expected))
             shares.append(hand.count / len(hand.residual))
         assert isinstance(selection.extra_bytes, Tensor)
@@ -200,7 +199,7 @@ def test_sampled_weights_add_up_to_the_residual_and_heavy_ones_weigh_one(replace
     for request in range(len(LENGTHS)):
         for head in range(GEOMETRY.kv_heads):
             hand = ByHand(method, state, request, head)
-            weights, exact = listed(selection, request, head), hand.exact
+            weights, exact = weighted(selection, request, head), hand.exact
             assert {token for token, weight in weights.items() if weight == 0} >= exact
             total = sum(math.exp(weight) for token, weight in weights.items() if token not in exact)
             assert total == pytest.approx(len(hand.residual), rel=1e-5)
@@ -236,7 +235,7 @@ def test_a_request_is_sampled_alike_in_any_batch(text):
     for request, length in enumerate(LENGTHS):
         alone, _ = select(text, [length])
         for head in range(GEOMETRY.kv_heads):
-            assert listed(together, request, head) == listed(alone, 0, head)
+            assert weighted(together, request, head) == weighted(alone, 0, head)
 
 
 def test_samples_differ_between_seeds_heads_layers_and_rounds():
@@ -244,7 +243,7 @@ def test_samples_differ_between_seeds_heads_layers_and_rounds():
         loose = "eps=0.9:delta=0.9:verify=denominator"
         method = parse_method(f"vattention:base=(streaming:budget=4:sink=2):{loose}:{text}")
         selection = method.select(a_round([length]).layer(method, layer))
-        return [tuple(listed(selection, 0, head)) for head in range(GEOMETRY.kv_heads)]
+        return [tuple(weighted(selection, 0, head)) for head in range(GEOMETRY.kv_heads)]
 
     small = "sink=0:window=0:least=20"
     lists = [
@@ -255,23 +254,6 @@ def test_samples_differ_between_seeds_heads_layers_and_rounds():
     ]
     assert len(set(lists)) == len(lists) == 8
     assert sampled(small) == lists[:2]
-
-
-@pytest.mark.parametrize("replacement", [False, True])
-def test_no_value_is_asked_of_the_device(replacement):
-    """On the meta device there are shapes and no values: asking for one is an error."""
-    method = VAttention(base=Streaming(budget=0.1), replacement=replacement)
-    info = RoundState(torch.empty(2, dtype=torch.int32, device="meta"), ROWS, 900, 3, 2, 6)
-    shape = (2, 2, 900, 8)
-    source = ContiguousSource(
-        LAYER,
-        torch.empty(shape, device="meta"),
-        torch.empty(shape, device="meta"),
-        *torch.empty(2, 2, dtype=torch.int64, device="meta"),
-    )
-    queries = torch.empty(2, ROWS, 6, 8, device="meta")
-    selection = method.select(LayerState(info, method.prepare(info), LAYER, queries, SCALING, source))
-    assert selection.indices.device.type == "meta" and selection.indices.shape[:2] == (2, 2)
 
 
 # What the base asks for
@@ -322,9 +304,12 @@ def test_names_defaults_and_text():
     )
     assert method.base == get_method("topk", budget=0.02, sink=0, window=0)
     assert not method.selects and [method.is_dense(layer) for layer in range(3)] == [True, True, False]
-    text = "vattention:base=(topk:budget=0.2):eps=0.1"
-    assert parse_method(text).spec() == text
+    assert parse_method("vattention:base=topk") == method, "a base without options gets the paper's"
+    assert parse_method("vattention:base=quest").stores == (PageBounds(16),)
     assert parse_method("vattention:base=specattn").needs == Need.DRAFT | Need.MAPPING
+    text = parse_method("vattention:base=(topk:budget=0.2):eps=0.1").spec()
+    assert text == "vattention:base=(topk:budget=0.2:sink=0:window=0):eps=0.1"
+    assert parse_method(text).spec() == text
 
 
 @pytest.mark.parametrize(
@@ -343,8 +328,9 @@ def test_names_defaults_and_text():
         ("sample=0", r"sample=0.0 is outside \(0, 1\]"),
         ("sample=1.5", r"sample=1.5 is outside \(0, 1\]"),
         ("least=1", "least=1 is below 2"),
-        ("base=vattention", "base=vattention gives no plain lists"),
-        ("base=(topk:budget=12)", "12 tokens, below its sink and window of 20.*sink=0"),
+        ("base=vattention", "base=vattention returns no plain lists"),
+        ("base=twilight", "base=twilight returns no plain lists"),
+        ("base=(topk:budget=12:sink=4:window=16)", "12 tokens, below its sink and window of 20.*sink=0"),
         ("base=(random:budget=5:sink=3:window=4)", "5 tokens, below its sink and window of 7"),
     ],
 )
@@ -359,9 +345,9 @@ PROMPT = torch.randint(3, 90, (60,), generator=torch.Generator().manual_seed(2))
 RAGGED = [PROMPT[:25], PROMPT, PROMPT[3:40]]
 SMALL = "sink=2:window=4:least=4:sample=0.1:delta=0.8"
 METHODS = [
-    f"vattention:base=(topk:budget=0.2:sink=0:window=0):{SMALL}:eps=0.9",
-    f"vattention:base=(topk:budget=0.2:sink=0:window=0):{SMALL}:eps=0.5:verify=denominator:replacement=true",
-    f"vattention:base=(specattn:p=0.5:sink=0:window=0):{SMALL}:eps=0.9:verify=denominator",
+    f"vattention:base=(topk:budget=0.2):{SMALL}:eps=0.9",
+    f"vattention:base=(quest:budget=0.2:page=4):{SMALL}:eps=0.5:verify=denominator:replacement=true",
+    f"vattention:base=(specattn:p=0.5):{SMALL}:eps=0.9:verify=denominator",
 ]
 
 

@@ -32,9 +32,10 @@ VARIANTS = [
     "specattn:p=0.7:aggregate=union",
     "specattn:p=0.5:granularity=page:page=4",
     "specattn-paper:p=0.7",
-    "vattention:base=(topk:budget=0.1:sink=0:window=0):sink=2:window=3:least=4:eps=0.9:delta=0.9:verify=denominator",
+    "vattention:base=topk:sink=2:window=3:least=4:eps=0.9:delta=0.9:verify=denominator",
     "vattention:base=(specattn:p=0.3):sink=1:window=0:least=3:sample=0.2:eps=0.9:verify=denominator:replacement=true",
     "vattention:base=(streaming:budget=5:sink=2):sink=0.1:window=0.2:least=5:eps=0.9:delta=0.5:verify=denominator",
+    "vattention:base=(quest:page=4):sink=2:window=2:least=6:eps=0.9:delta=0.9:verify=denominator",
 ]
 
 DENSE = [
@@ -52,5 +53,7 @@ DENSE = [
     "specattn:p=1",
     "specattn-paper:p=1",
     "vattention:eps=1e-9",
+    "vattention:base=quest:sink=2:window=2:least=2:eps=1e-9:replacement=true",
+    "vattention:base=(specattn:p=1):sink=0:window=0",
 ]
 """Every method with options under which it reads everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping as Options
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from specattn.stores.base import StoreSpec
 
 
+HEAVY: dict[str, object] = {"budget": 0.02, "sink": 0, "window": 0}
+"""Options of a base that is named without them: a fiftieth of the context; sinks and window are the wrapper's."""
+
+
 @dataclass(frozen=True)
 class VAttention(Method):
     """The base's tokens, sinks and window exactly; the residual by a uniform sample with weights.
@@ -35,7 +40,7 @@ class VAttention(Method):
     a list take the largest of their sizes. See ``docs/methods/vattention.md`` for the derivation and what it assumes.
 
     Attributes:
-        base: the method that names the heavy tokens (the true top 2 % in the paper's ablations).
+        base: the method that names the heavy tokens: any that returns plain lists.
         eps, delta: the promise.
         verify: what it is about: ``output``, or only the ``numerator`` or the ``denominator`` of softmax.
         sink, window: first and most recent tokens that are read exactly, on top of the base's: a fraction of the
@@ -48,6 +53,7 @@ class VAttention(Method):
 
     name: ClassVar[str] = "vattention"
     selects: ClassVar[bool] = False
+    wrapped_defaults: ClassVar[Options[str, object]] = HEAVY
 
     base: Method = field(default_factory=lambda: TopK(budget=0.02, sink=0, window=0))
     eps: float = 0.05
@@ -141,8 +147,8 @@ def _check_base(base: Method) -> None:
     """Refuse a base without plain lists, or one whose lists hold only what it is forced to hold."""
     if not base.selects:
         raise UsageError(
-            f"vattention: base={base.spec()} gives no plain lists to extend; "
-            "wrap a method that selects tokens itself, such as topk or specattn"
+            f"vattention: base={base.name} returns no plain lists to extend; "
+            "use for example topk, quest, specattn"
         )
     own: dict[str, Any] = base.options()
     budget, forced = own.get("budget", 1), own.get("sink", 0) + own.get("window", 0)
