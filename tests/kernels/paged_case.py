@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class PagedCase:
-    """Arguments of the paged kernels; ``clean_keys`` and ``clean_values`` are ``[batch, kv_heads, length, head_dim]``."""
+    """Arguments of the paged kernels; the clean keys and values are ``[batch, kv_heads, length, head_dim]``."""
 
     query: Tensor
     keys: Tensor
