@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from specattn.engine import Engine
     from specattn.errors import CacheFullError, SpecAttnError, UsageError
     from specattn.generation import GenerationResult, generate
+    from specattn.hilbert import hilbert_permutation
     from specattn.mapping.artifact import Mapping
     from specattn.mapping.calibrate import calibrate
     from specattn.pairs import Pair, load_pair, make_pair
+    from specattn.prefill.drop_in import sparge_attention
+    from specattn.prefill.pattern_search import choose_patterns
+    from specattn.prefill.tune import tune_sparge
     from specattn.sampling import SamplingParams
     from specattn.selection.base import Method, Selection
     from specattn.selection.registry import get_method
@@ -32,11 +36,15 @@ __all__ = [
     "SpecAttnError",
     "UsageError",
     "calibrate",
+    "choose_patterns",
     "generate",
     "get_method",
+    "hilbert_permutation",
     "load_pair",
     "make_pair",
+    "sparge_attention",
     "sparse_attention",
+    "tune_sparge",
 ]
 
 _MODULES = {
@@ -44,9 +52,13 @@ _MODULES = {
     "engine": ("Engine",),
     "errors": ("CacheFullError", "SpecAttnError", "UsageError"),
     "generation": ("GenerationResult", "generate"),
+    "hilbert": ("hilbert_permutation",),
     "mapping.artifact": ("Mapping",),
     "mapping.calibrate": ("calibrate",),
     "pairs": ("Pair", "load_pair", "make_pair"),
+    "prefill.drop_in": ("sparge_attention",),
+    "prefill.pattern_search": ("choose_patterns",),
+    "prefill.tune": ("tune_sparge",),
     "sampling": ("SamplingParams",),
     "selection.base": ("Method", "Selection"),
     "selection.registry": ("get_method",),

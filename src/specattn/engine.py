@@ -21,6 +21,8 @@ from specattn.gamma import GammaPolicy, check_gamma
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
+from specattn.prefill.base import PrefillMethod
+from specattn.prefill.registry import resolve_prefill
 from specattn.request import ActiveRequest, GenerationResult, Request
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
@@ -51,11 +53,13 @@ class Engine:
         method: a method or its name with options, ``specattn:p=0.9``.
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
+        prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
     Raises:
-        UsageError: if the method needs a draft or a mapping that is not there, or an option is out of range.
+        UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, or the
+            prefill method cannot serve the target.
         CacheFullError: if the caches do not fit in memory.
     """
 
@@ -66,6 +70,7 @@ class Engine:
         method: Method | str = "specattn",
         mapping: Mapping | None = None,
         gamma: int | str = 4,
+        prefill: PrefillMethod | str = "dense",
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -73,6 +78,7 @@ class Engine:
         check_gamma(gamma)
         self.pair = pair
         self.method = parse_method(method) if isinstance(method, str) else method
+        self.prefill = resolve_prefill(prefill, pair.target.config)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
@@ -174,6 +180,7 @@ class Engine:
         assert len(set(slots)) == 1, "both caches hold the same requests"
         for runner in self._runners:
             runner.meter.reset(slots[0])
+            runner.prefill_meter.reset(slots[0])
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
         return ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
@@ -181,8 +188,11 @@ class Engine:
     def _prefill(self, active: ActiveRequest) -> None:
         started = perf_counter()
         prompt = active.request.prompt
-        logits = self.speculator.prefill(active.slot, prompt, progress=self._report("target"))
+        logits = self.speculator.prefill(
+            active.slot, prompt, method=self.prefill, progress=self._report("target")
+        )
         if self.speculator.draft is not None:
+            # What the draft sees decides what is selected and accepted, and reading is cheap for it: it stays dense.
             self.speculator.draft.prefill(active.slot, prompt, progress=self._report("draft"))
         sampling = SamplingState.of([active.request.sampling], logits.device)
         probs = warp(logits[None, None, : self.pair.vocab_size], sampling)
@@ -255,11 +265,12 @@ class Engine:
 
     def _finish(self, id: int, error: str | None = None) -> GenerationResult:
         active = self._active.pop(id)
-        draft = self.speculator.draft
-        fractions = read_fractions(self.speculator.target.meter, draft.meter if draft else None, active.slot)
+        target, draft = self.speculator.target, self.speculator.draft
+        fractions = read_fractions(target.meter, draft.meter if draft else None, active.slot)
+        prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions, error)
+        return active.result(self.method.name, fractions, prefill, error)
 
 
 def _draft_cost(pair: Pair) -> float:

@@ -19,6 +19,7 @@ from specattn.accounting import ReadMeter
 from specattn.attention import Attend, DenseAttend, LayerCall, Step
 from specattn.kernels.dense_attention import attention_probabilities
 from specattn.kernels.received_attention import received_attention
+from specattn.prefill.base import PrefillMethod
 from specattn.runner import ModelRunner, Progress
 from specattn.selection.base import Selection
 from specattn.selection.eviction import Evicting
@@ -64,7 +65,7 @@ class Eviction:
         slot: int,
         prompt: Sequence[int],
         *,
-        attend: Attend | None = None,
+        method: PrefillMethod | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Read what ``slot`` does not hold yet of ``prompt``, and drop what the method does not keep of it.
@@ -72,7 +73,7 @@ class Eviction:
         The slot may hold the first tokens of the prompt already, but none that is to be observed.
 
         Args:
-            attend: how the tokens that need not be observed are read.
+            method: how the tokens that need not be observed are read.
 
         Returns:
             The last token's logits ``[vocab]``.
@@ -80,7 +81,7 @@ class Eviction:
         split = len(prompt) - self.method.observed(len(prompt))
         ahead, observed = prompt[self.target.cache.length(slot) : split], prompt[split:]
         if ahead:
-            logits = self.target.prefill(slot, ahead, attend=attend, progress=progress)
+            logits = self.target.prefill(slot, ahead, method=method, progress=progress)
         if observed:
             scores = self.scores[slot] = Scores()
             # Scores that do not add up come from one pass.

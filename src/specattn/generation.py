@@ -9,6 +9,7 @@ from specattn.engine import Engine, Progress
 from specattn.errors import SpecAttnError, UsageError
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
+from specattn.prefill.base import PrefillMethod
 from specattn.request import GenerationResult, Request
 from specattn.sampling import SamplingParams
 from specattn.selection.base import Method
@@ -32,6 +33,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     mapping: Mapping | None = None,
     max_new_tokens: int = 128,
     gamma: int | str = 4,
+    prefill: PrefillMethod | str = "dense",
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -51,6 +53,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         mapping: the calibrated map; the pair's own if ``None``.
         max_new_tokens: tokens to generate for each prompt at most.
         gamma: draft tokens a round, or ``auto``.
+        prefill: how the target reads the prompts, a prefill method or its name with options, ``sparge:tau=0.95``.
         temperature, top_k, top_p, seed: how tokens are drawn; temperature 0 is greedy. Prompt i uses ``seed + i``.
         stop: strings at which generation ends.
         ignore_eos: go on after an end-of-sequence token.
@@ -91,6 +94,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         method=method,
         mapping=mapping,
         gamma=gamma,
+        prefill=prefill,
         max_batch=batch,
         max_tokens=sum(room[:batch]),
         progress=progress,

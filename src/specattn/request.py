@@ -66,6 +66,8 @@ class GenerationResult:
         kv_read_fraction: bytes the target's attention read over those of dense attention.
         draft_read_fraction: bytes the draft's attention read, over the same.
         seconds: wall time of ``prefill`` and ``decode``.
+        prefill: how the target read the prompt.
+        prefill_computed: share of the causal query-key products that it computed to do so.
         error: why the request failed, if it did.
     """
 
@@ -81,6 +83,8 @@ class GenerationResult:
     tokens_per_second: float
     prompt_tokens: int
     method: str
+    prefill: str
+    prefill_computed: float
     error: str | None = None
 
 
@@ -128,9 +132,13 @@ class ActiveRequest:
                 return
 
     def result(
-        self, method: str, fractions: tuple[float, float], error: str | None = None
+        self,
+        method: str,
+        fractions: tuple[float, float],
+        prefill: tuple[str, float],
+        error: str | None = None,
     ) -> GenerationResult:
-        """The account of a finished (or interrupted) request."""
+        """The account of a finished (or interrupted) request; ``prefill`` is the method and the share computed."""
         decode = perf_counter() - self.decode_started if self.decode_started else 0.0
         decoded = max(0, len(self.tokens) - 1)
         return GenerationResult(
@@ -146,5 +154,7 @@ class ActiveRequest:
             tokens_per_second=decoded / decode if decode > 0 else 0.0,
             prompt_tokens=len(self.request.prompt),
             method=method,
+            prefill=prefill[0],
+            prefill_computed=prefill[1],
             error=error,
         )

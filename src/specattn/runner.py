@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specattn.accounting import ReadMeter
-from specattn.attention import Attend, DenseAttend, Step, running
+from specattn.accounting import PrefillMeter, ReadMeter
+from specattn.attention import Attend, DenseAttend, PrefillAttend, Step, running
 from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
+from specattn.prefill.base import PrefillMethod
+from specattn.prefill.dense import Dense
 from specattn.stores.base import StoreSpec
 
 Progress = Callable[[int], None]
@@ -48,7 +50,9 @@ class ModelRunner:
             stores=stores,
             page_size=page_size,
         )
-        self.meter = ReadMeter(self.geometry, slots + 1, model.device)  # one for the spare slot
+        # One more for the spare slot.
+        self.meter = ReadMeter(self.geometry, slots + 1, model.device)
+        self.prefill_meter = PrefillMeter(slots, model.device)
 
     def step(
         self, slots: Sequence[int], starts: Sequence[int], rows: int, attend: Attend, *, metered: bool = True
@@ -89,16 +93,19 @@ class ModelRunner:
         tokens: Sequence[int],
         *,
         chunk: int | None = None,
+        method: PrefillMethod | None = None,
         attend: Attend | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Read ``tokens`` into ``slot``, behind what it holds, in chunks of ``chunk`` tokens.
 
+        Attention is answered by ``attend`` if that is given, else by ``method``, else densely.
+
         Returns:
             The last token's logits ``[vocab]``.
         """
         chunk = chunk or default_chunk(self.device)
-        attend = attend or DenseAttend()
+        attend = attend or self._prefill_attend(method)
         logits = None
         for first in range(0, len(tokens), chunk):
             piece = tokens[first : first + chunk]
@@ -110,7 +117,16 @@ class ModelRunner:
         assert logits is not None, "prefill of no tokens"
         return logits[0, -1]
 
+    def _prefill_attend(self, method: PrefillMethod | None) -> Attend:
+        # What is dense stays where it was: scattered pages are read where they lie, nothing is counted.
+        if method is None or isinstance(method, Dense):
+            return DenseAttend()
+        return PrefillAttend(method, self.prefill_meter)
+
 
 def default_chunk(device: torch.device) -> int:
-    """Tokens a prefill pass: enough to fill a GPU, few enough on a CPU to show progress and bound memory."""
+    """Tokens a prefill pass: enough to fill a GPU, few enough on a CPU to show progress and bound memory.
+
+    Whole blocks, and several of them, for prefill methods that decide for 64 or 128 rows at once.
+    """
     return 8192 if device.type == "cuda" else 512

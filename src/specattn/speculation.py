@@ -20,6 +20,7 @@ from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.eviction import Eviction
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
+from specattn.prefill.base import PrefillMethod
 from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
@@ -104,12 +105,12 @@ class Speculator:
         slot: int,
         prompt: Sequence[int],
         *,
-        attend: Attend | None = None,
+        method: PrefillMethod | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Read a prompt into the target's cache, as :meth:`ModelRunner.prefill` does, and evict what must go."""
         reader = self.eviction or self.target
-        return reader.prefill(slot, prompt, attend=attend, progress=progress)
+        return reader.prefill(slot, prompt, method=method, progress=progress)
 
     def round(self, batch: Batch, gamma: int) -> Outcome:
         """One round. The caches' lengths are left to :meth:`commit`, which knows what the host accepted."""

@@ -28,6 +28,7 @@ FIGURES = [
     "kv_read_fraction",
     "draft_read_fraction",
 ]
+PREFILL = ["prefill", "prefill_computed"]
 
 
 @pytest.fixture
@@ -63,7 +64,8 @@ def test_fidelity_is_that_of_the_library(evaluation, tiny: SimpleNamespace, seco
     expected = list(evaluate(tiny.pair, documents, methods, context=60, rows=10, gamma=3, mapping=mapping))
     assert len(report["results"]) == len(expected) == 6
     for found, result in zip(report["results"], expected, strict=True):
-        assert list(found) == ["method", "options", "document", *FIGURES]
+        assert list(found) == ["method", "options", "document", *FIGURES, *PREFILL]
+        assert (found["prefill"], found["prefill_computed"]) == ("dense", 1.0)
         assert (found["method"], found["document"]) == (result.method, result.document)
         assert found["options"] == result.options
         assert [found[name] for name in FIGURES] == pytest.approx([getattr(result, name) for name in FIGURES])
@@ -80,6 +82,7 @@ def test_perplexity_has_the_papers_protocol(tiny: SimpleNamespace, evaluation) -
         "perplexity_dense",
         "kv_read_fraction",
         "draft_read_fraction",
+        *PREFILL,
     ]
 
 

@@ -14,6 +14,7 @@ from specattn.cli.models import DEFAULT_PAIR
 from specattn.geometry import KVGeometry
 from specattn.mapping import Mapping
 from specattn.pairs import BUILTIN
+from specattn.prefill.registry import PREFILLS, parse_prefill
 from specattn.selection.registry import METHODS, get_method
 
 
@@ -24,6 +25,9 @@ def test_pairs_and_methods_with_their_defaults() -> None:
     assert set(report["methods"]) == set(METHODS)
     for name, options in report["methods"].items():
         assert options == get_method(name).options(), name
+    assert set(report["prefills"]) == set(PREFILLS)
+    for name, options in report["prefills"].items():
+        assert options == parse_prefill(name).options(), name
     assert report["environment"]["specattn"] == specattn.__version__
     assert "pair" not in report and "mapping" not in report
 

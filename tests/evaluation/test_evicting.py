@@ -23,6 +23,7 @@ from torch import Tensor
 from specattn.attention import attached
 from specattn.evaluation.fidelity import _Session
 from specattn.pairs import Pair
+from specattn.prefill.dense import Dense
 from specattn.selection.registry import parse_method
 
 SNAPKV = "snapkv:budget=20:window=6:kernel=3"
@@ -98,7 +99,7 @@ def test_a_method_leaves_no_trace_for_the_next():
 def test_the_caches_are_left_as_they_were(method):
     pair = tiny_pair("llama")
     documents = [document("a", 1), document("b", 2)]
-    session = _Session(pair, CONTEXT, ROWS, GAMMA, 2, (), None)
+    session = _Session(pair, CONTEXT, ROWS, GAMMA, 2, Dense(), (), None)
 
     def contents() -> list[Tensor]:
         caches = [runner.cache for runner in session.runners]

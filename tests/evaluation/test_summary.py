@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from specattn.errors import UsageError
 from specattn.evaluation.fidelity import FidelityResult
-from specattn.evaluation.summary import means, plot_frontier
+from specattn.evaluation.summary import NAMES, means, plot_frontier
 from specattn.selection.registry import parse_method
 
 
@@ -23,7 +23,7 @@ def result(method: str, document: str = "book", **figures: float) -> FidelityRes
     numbers = {
         field.name: figures.pop(field.name, 0.5)
         for field in fields(FidelityResult)
-        if field.name not in ("method", "options", "document")
+        if field.name not in NAMES
     }
     assert not figures
     return FidelityResult(parsed.name, parsed.options(), document, **numbers)
@@ -43,7 +43,7 @@ def test_means_are_over_the_documents_of_one_method_and_its_options():
     assert [round(figures["kl"], 6) for figures in table.values()] == [0.2, 1.0, 7.0, 8.0, 9.0]
     first = next(iter(table.values()))
     assert first["kv_read_fraction"] == pytest.approx(0.15)
-    assert set(first) == {field.name for field in fields(FidelityResult)} - {"method", "options", "document"}
+    assert set(first) == {field.name for field in fields(FidelityResult)} - set(NAMES)
 
 
 def test_a_name_says_what_tells_a_row_from_the_others():
@@ -55,6 +55,13 @@ def test_a_name_says_what_tells_a_row_from_the_others():
     assert "map=global" in names[1].split()
     assert "budget=64.0" in names[2].split()
     assert not any("sink" in name for name in names), "what is as by default is left out"
+
+
+def test_a_sparse_prefill_is_part_of_the_name():
+    dense, sparse = result("dense", kl=1.0), replace(result("dense", kl=3.0), prefill="sparge:tau=0.9")
+    table = means([dense, sparse])
+    assert [figures["kl"] for figures in table.values()] == [1.0, 3.0]
+    assert "prefill" not in " ".join(list(table)[:1]) and "prefill=sparge:tau=0.9" in list(table)[1]
 
 
 def test_options_given_by_default_or_by_hand_are_the_same_method():

@@ -35,7 +35,7 @@ class FlashInferDecode:
         self.workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=cache.device)
 
     def dense(self, query: Tensor, slots: Tensor, length: int) -> Launch:
-        """The first ``length`` tokens of ``slots``, whole pages; ``query`` ``[batch, query_heads, head_dim]``."""
+        """The first ``length`` tokens of ``slots``, whole pages, for ``query`` ``[batch, query_heads, head_dim]``."""
         pages = length // self.cache.page_size
         table = self.cache.block_table[slots, :pages]
         counts = torch.full((len(slots),), pages, dtype=torch.int32)

@@ -216,18 +216,10 @@ class Bench:
         return self.cache.keys[0], self.cache.values[0], self.cache.block_table, work.slots
 
     def _options(self, work: Work, tiling: Tiling | None) -> dict[str, Any]:
-        batch, rows, query_heads, head_dim = work.query.shape
-        size = workspace_size(
-            batch,
-            rows,
-            query_heads,
-            HEADS.kv_heads,
-            head_dim,
-            dtype=HEADS.dtype,
-            device=self.cache.device,
-            tiling=tiling,
-        )
-        workspace = torch.empty(size, device=self.cache.device)
+        device = self.cache.device
+        shape = (*work.query.shape[:3], HEADS.kv_heads, HEADS.head_dim)
+        size = workspace_size(*shape, dtype=HEADS.dtype, device=device, tiling=tiling)
+        workspace = torch.empty(size, device=device)
         return {"out": torch.empty_like(work.query), "workspace": workspace, "tiling": tiling}
 
     def _check(self, what: str, launch: Launch, work: Work) -> None:

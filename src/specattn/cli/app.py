@@ -12,6 +12,8 @@ from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
+from specattn.cli.tune import sparge
+from specattn.cli.tune_minference import minference
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -20,6 +22,7 @@ app = typer.Typer(
     context_settings=SETTINGS, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
 evaluation = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
+tuning = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,9 +45,17 @@ def _evaluation() -> None:
     """Measure what a method costs in quality, against the same model reading everything."""
 
 
+@tuning.callback()
+def _tuning() -> None:
+    """Search a prefill method's thresholds for a model, on texts like those that it will read."""
+
+
 app.command(cls=Command)(generate)
 app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
+app.add_typer(tuning, name="tune")
+tuning.command(cls=Command)(sparge)
+tuning.command(cls=Command)(minference)
 app.command(cls=Command)(info)

@@ -21,6 +21,7 @@ from specattn.cli.options import (
     MappingFile,
     MethodList,
     PairName,
+    Prefill,
     Target,
     Texts,
 )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from specattn.evaluation.fidelity import FidelityResult
     from specattn.mapping.artifact import Mapping
     from specattn.pairs import FoundPair, Pair
+    from specattn.prefill.base import PrefillMethod
     from specattn.selection.base import Method
 
 BatchSize = Annotated[
@@ -59,6 +61,7 @@ def fidelity(
     gamma: FixedGamma = 4,
     batch: BatchSize = 8,
     methods: MethodList = "specattn",
+    prefill: Prefill = "dense",
     mapping: MappingFile = None,
     plot: Plot = None,
     pair: PairName = None,
@@ -73,7 +76,7 @@ def fidelity(
     """How far the next-token distributions stray from dense attention's: KL, total variation, agreement."""
     protocol = Protocol(text, context, rows, gamma, batch)
     models = Models(pair, target, draft, device, dtype)
-    _run(FIDELITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
+    _run(FIDELITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
 
 
 def perplexity(
@@ -91,6 +94,7 @@ def perplexity(
     gamma: FixedGamma = 4,
     batch: BatchSize = 8,
     methods: MethodList = "specattn",
+    prefill: Prefill = "dense",
     mapping: MappingFile = None,
     plot: Plot = None,
     pair: PairName = None,
@@ -105,7 +109,7 @@ def perplexity(
     """Perplexity in the protocol of the SpecAttn paper: the first tenth of the text is read densely."""
     protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma, batch)
     models = Models(pair, target, draft, device, dtype)
-    _run(PERPLEXITY, protocol, methods, mapping, models, plot=plot, verbose=verbose, json=json)
+    _run(PERPLEXITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ def _run(
     view: View,
     protocol: Protocol,
     methods: str,
+    prefill: str,
     mapping: Path | None,
     models: Models,
     *,
@@ -173,8 +178,9 @@ def _run(
     """Evaluate and report; an interruption or an error on the way keeps the results that there are."""
     from specattn.evaluation.summary import plot_frontier
     from specattn.mapping.resolve import resolve_mapping
+    from specattn.prefill.registry import parse_prefill
 
-    chosen = _methods(methods)
+    chosen, reading = _methods(methods), parse_prefill(prefill)
     protocol.check()
     check_plot(plot)
     calibrated = load_mapping(mapping)
@@ -182,11 +188,12 @@ def _run(
     documents = protocol.documents(found)
     for method in chosen:
         resolve_mapping(found, method, calibrated)
+    reading.check(found.target.config)
     pair, _ = models.load(found)
     results: list[FidelityResult] = []
     failure: BaseException | None = None
     try:
-        _evaluate(pair, protocol, documents, chosen, calibrated, results)
+        _evaluate(pair, protocol, documents, chosen, calibrated, reading, results)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, UsageError) and not results:
             raise  # refused before any work
@@ -216,6 +223,7 @@ def _evaluate(
     documents: Sequence[Document],
     methods: Sequence[Method],
     mapping: Mapping | None,
+    prefill: PrefillMethod,
     results: list[FidelityResult],
 ) -> None:
     """Append a result to ``results`` as soon as it is there."""
@@ -231,6 +239,7 @@ def _evaluate(
             gamma=protocol.gamma,
             batch=protocol.batch,
             mapping=mapping,
+            prefill=prefill,
             progress=bars,
         ):
             results.append(result)

@@ -24,6 +24,7 @@ from specattn.cli.options import (
     MethodName,
     MethodOptions,
     PairName,
+    Prefill,
     Target,
     parse_gamma,
 )
@@ -72,6 +73,7 @@ def generate(
     method: MethodName = "specattn",
     options: MethodOptions = None,
     gamma: Gamma = "4",
+    prefill: Prefill = "dense",
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -90,12 +92,14 @@ def generate(
 
     from specattn.engine import Engine
     from specattn.mapping.resolve import resolve_mapping
+    from specattn.prefill.registry import parse_prefill
     from specattn.request import Request
     from specattn.sampling import SamplingParams
     from specattn.selection.registry import parse_method, parse_options
 
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
+    reading = parse_prefill(prefill)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
@@ -103,6 +107,7 @@ def generate(
     request = Request(encode(found, text, chat=chat), max_new_tokens, sampling, tuple(stop or ()))
     request.check(found.context_limit)
     calibrated = resolve_mapping(found, selection, calibrated)
+    reading.check(found.target.config)
     loaded, load_seconds = models.load(found)
 
     room = min(len(request.prompt) + max_new_tokens, loaded.context_limit)
@@ -113,6 +118,7 @@ def generate(
             method=selection,
             mapping=calibrated,
             gamma=draft_tokens,
+            prefill=reading,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,
@@ -173,14 +179,14 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    prompt_tokens = figures.pop("prompt_tokens")
+    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens")}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},
         "environment": environment(pair.device, pair.dtype),
         "options": engine.method.options(),
         "gamma": gamma if pair.draft is not None else 0,
-        "prompt_tokens": prompt_tokens,
+        **later,
         "pair": pair.name,
         "memory": {"kv_cache_bytes": engine.nbytes, "peak_bytes": peak_bytes(pair.device)},
     }

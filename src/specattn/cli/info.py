@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from specattn.pairs.source import Source
+    from specattn.registry import Registry
 
 
 def info(
@@ -33,11 +34,14 @@ def info(
     """
     from specattn.environment import environment
     from specattn.pairs import BUILTIN
+    from specattn.prefill.registry import REGISTRY as PREFILLS
+    from specattn.selection.registry import REGISTRY as METHODS
 
     report: dict[str, Any] = {
         "environment": environment(),
         "pairs": {name: asdict(models) for name, models in BUILTIN.items()},
-        "methods": _methods(),
+        "methods": _defaults(METHODS),
+        "prefills": _defaults(PREFILLS),
     }
     models = Models(pair, target, draft, None, dtype)
     if models.named:
@@ -49,11 +53,9 @@ def info(
         print_json(report)
 
 
-def _methods() -> dict[str, dict[str, object]]:
-    """Each method's options with their defaults."""
-    from specattn.selection.registry import REGISTRY
-
-    return {name: REGISTRY.get(name).options() for name in REGISTRY.known}
+def _defaults(family: Registry[Any]) -> dict[str, dict[str, object]]:
+    """Each member's options with their defaults."""
+    return {name: family.get(name).options() for name in family.known}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def _print(report: dict[str, Any], *, stderr: bool) -> None:
         "environment": report["environment"],
         "pairs": {name: f"{p['target']} + {p['draft']}" for name, p in report["pairs"].items()},
         "methods": {name: _options(options) for name, options in report["methods"].items()},
+        "prefill methods": {name: _options(options) for name, options in report["prefills"].items()},
         **{role: pair[role] for role in ("target", "draft") if role in pair},
         **{role: report[role] for role in ("mapping",) if role in report},
     }

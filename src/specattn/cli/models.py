@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -36,6 +36,14 @@ class Models:
     def name(self) -> str | None:
         """The built-in pair to use: the default one if no model was asked for."""
         return self.pair if self.named else DEFAULT_PAIR
+
+    def without_draft(self) -> Models:
+        """The target alone."""
+        from specattn.pairs import BUILTIN
+
+        if self.name in BUILTIN and not self.target:
+            return replace(self, pair=None, target=BUILTIN[self.name].target, draft=None)
+        return replace(self, draft=None)
 
     def find(self) -> FoundPair:
         """The pair without its weights: enough to refuse what cannot work.

@@ -93,6 +93,15 @@ MethodList = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Prefill = Annotated[
+    str,
+    typer.Option(
+        "--prefill",
+        metavar="NAME[:OPTION=VALUE...]",
+        help="How the target reads the prompt: dense, or a sparse method of `specattn info`; the draft reads densely.",
+        rich_help_panel=METHOD,
+    ),
+]
 MappingFile = Annotated[
     Path | None,
     typer.Option(

@@ -57,9 +57,11 @@ def _figures(report: dict[str, Any]) -> Table:
     where = report["environment"]
     options = " ".join(f"{name}={value}" for name, value in report["options"].items())
     decoded = max(0, len(report["tokens"]) - 1)
+    prefill = f"{report['prefill']}, {report['prefill_computed']:.1%} of the target's query-key products"
     rows = {
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
         "method": f"{report['method']} {options}",
+        **({"prefill": prefill} if report["prefill"] != "dense" else {}),
         "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
         f" ({report['finish_reason']})",
         "speed": f"{report['tokens_per_second']:.1f} tokens/s; load {seconds['load']:.1f} s,"

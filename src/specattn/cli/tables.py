@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 Figures = Mapping[str, float]
 """The figures of one row, by their names in the JSON document."""
 
+Column = tuple[str, Callable[[Figures], str]]
+"""A heading, and the cell below it."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -22,17 +25,17 @@ class View:
     Attributes:
         title: of the table.
         figures: their names in the JSON document.
-        columns: a heading, and the cell below it.
+        columns: how people read them.
     """
 
     title: str
     figures: tuple[str, ...]
-    columns: tuple[tuple[str, Callable[[Figures], str]], ...]
+    columns: tuple[Column, ...]
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of a result in the JSON document."""
-        return ("method", "options", "document", *self.figures)
+        return ("method", "options", "document", *self.figures, "prefill", "prefill_computed")
 
 
 def _share(name: str) -> Callable[[Figures], str]:
@@ -84,6 +87,10 @@ PERPLEXITY = View(
 )
 
 
+PREFILL = ("prefill", _share("prefill_computed"))
+"""The column of evaluations whose prefill is not dense."""
+
+
 def results_table(results: Sequence[FidelityResult], view: View, *, by_document: bool) -> Table:
     """A row for each method with its options: its mean over the documents, then each of them if wanted."""
     from rich.box import SIMPLE_HEAD
@@ -91,18 +98,19 @@ def results_table(results: Sequence[FidelityResult], view: View, *, by_document:
 
     from specattn.evaluation.summary import label, means
 
+    columns = view.columns + (PREFILL,) * any(result.prefill != "dense" for result in results)
     table = Table(title=view.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method, mean" if by_document else "method", overflow="fold")
-    for heading, _ in view.columns:
+    for heading, _ in columns:
         # In a narrow terminal names wrap, figures do not.
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in means(results).items():
-        table.add_row(name, *_cells(view, figures), style="bold" if by_document else None)
+        table.add_row(name, *_cells(columns, figures), style="bold" if by_document else None)
         for result in results if by_document else ():
             if label(result) == name:
-                table.add_row(f"  {result.document}", *_cells(view, vars(result)))
+                table.add_row(f"  {result.document}", *_cells(columns, vars(result)))
     return table
 
 
-def _cells(view: View, figures: Figures) -> list[str]:
-    return [cell(figures) for _, cell in view.columns]
+def _cells(columns: Sequence[Column], figures: Figures) -> list[str]:
+    return [cell(figures) for _, cell in columns]

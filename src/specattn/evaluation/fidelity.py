@@ -26,6 +26,9 @@ from specattn.kernels.dense_attention import attention_probabilities
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import FoundPair, Pair
+from specattn.prefill.base import PrefillMethod
+from specattn.prefill.dense import Dense
+from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
 from specattn.selection.checks import check_at_least
@@ -52,6 +55,8 @@ class FidelityResult:
         perplexity, perplexity_dense: of the text's own next tokens.
         attention_mass: share of the dense attention mass that the selected tokens hold, over sparse layers.
         kv_read_fraction, draft_read_fraction: see :func:`specattn.accounting.read_fractions`.
+        prefill: how the target read the context before the rows.
+        prefill_computed: share of the causal query-key products that it computed to do so.
     """
 
     method: str
@@ -65,6 +70,8 @@ class FidelityResult:
     attention_mass: float
     kv_read_fraction: float
     draft_read_fraction: float
+    prefill: str = "dense"
+    prefill_computed: float = 1.0
 
 
 def evaluate(
@@ -76,6 +83,7 @@ def evaluate(
     rows: int,
     gamma: int = 4,
     mapping: Mapping | None = None,
+    prefill: PrefillMethod | str = "dense",
     batch: int = 8,
     progress: Progress | None = None,
 ) -> Iterator[FidelityResult]:
@@ -85,6 +93,8 @@ def evaluate(
         documents: at least ``context + 1`` tokens each.
         context: tokens of text; the last ``rows`` of them are decoded with the method.
         gamma: rounds have ``gamma + 1`` rows.
+        prefill: how the target reads the context before the rows that are decoded with a method. The reference
+            is read densely.
         batch: documents that are decoded at once.
 
     Raises:
@@ -104,7 +114,8 @@ def evaluate(
     resolved = [resolve_mapping(pair, method, mapping) for method in methods]
     mappings = [None if found is None else found.to(pair.device) for found in resolved]
     stores = tuple(dict.fromkeys(spec for method in methods for spec in method.stores))
-    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), stores, progress)
+    prefill = resolve_prefill(prefill, pair.target.config)
+    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
@@ -141,11 +152,12 @@ class _Session:
         rows: int,
         gamma: int,
         batch: int,
+        prefill: PrefillMethod,
         stores: Sequence[StoreSpec],
         progress: Progress | None,
     ) -> None:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
-        self.prefix = context - rows
+        self.prefix, self.prefill = context - rows, prefill
         self.progress = progress or (lambda what, count: None)
         self.batch = batch
         self.target = self._runner(pair.target, stores)
@@ -179,6 +191,16 @@ class _Session:
             self.progress(f"{self._label}: dense reference", count)
         self.reference = torch.cat(parts, dim=1)
         self._rewind(self.prefix)
+        self._prefill_again(tokens)
+
+    def _prefill_again(self, documents: Sequence[Sequence[int]]) -> None:
+        """Let the target read the prefixes as the methods will find them; the reference has been taken."""
+        for slot, (name, document) in enumerate(zip(self.names, documents, strict=True)):
+            self.target.prefill_meter.reset(slot)
+            if not isinstance(self.prefill, Dense):
+                self.target.cache.set_length(slot, 0)
+                report = partial(self.progress, f"{name}: {self.prefill.name} prefill")
+                self.target.prefill(slot, document[: self.prefix], method=self.prefill, progress=report)
 
     def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
@@ -282,6 +304,8 @@ class _Session:
             attention_mass=mass,
             kv_read_fraction=fractions[0],
             draft_read_fraction=fractions[1],
+            prefill=self.prefill.spec(),
+            prefill_computed=self.target.prefill_meter.fraction(slot),
         )
 
     def _rewind(self, length: int) -> None:

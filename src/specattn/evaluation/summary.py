@@ -13,9 +13,8 @@ from specattn.errors import UsageError
 from specattn.evaluation.fidelity import FidelityResult
 from specattn.selection.registry import method_class
 
-FIGURES = [
-    field.name for field in fields(FidelityResult) if field.name not in ("method", "options", "document")
-]
+NAMES = ("method", "options", "document", "prefill")
+FIGURES = [field.name for field in fields(FidelityResult) if field.name not in NAMES]
 
 
 MAIN_OPTIONS = ("p", "budget")
@@ -23,13 +22,18 @@ MAIN_OPTIONS = ("p", "budget")
 
 
 def label(result: FidelityResult) -> str:
-    """A method's name with its main option and those that differ from their defaults: ``specattn p=0.9 map=global``."""
+    """A method's name with its main option and those that differ from their defaults: ``specattn p=0.9 map=global``.
+
+    The prefill follows where it is not dense.
+    """
     defaults = method_class(result.method)().options()
     shown = {
         name: value
         for name, value in result.options.items()
         if name in MAIN_OPTIONS or value != defaults.get(name)
     }
+    if result.prefill != "dense":
+        shown["prefill"] = result.prefill
     return " ".join([result.method, *(f"{name}={value}" for name, value in shown.items())])
 
 

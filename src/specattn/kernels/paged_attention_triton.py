@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """The Triton side of :mod:`specattn.kernels.paged_attention`: which program reads what, and the inner loop.
 
 Work is counted in *tiles* of ``BLOCK_N`` tokens. A *unit* is one list of tokens, that of a request and a KV head, met
@@ -15,8 +16,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-
-# Whatever changes from round to round is not specialised: a kernel is compiled once for a model.
+# What changes from round to round is not specialised, so that a kernel is compiled once for a model.
 VARYING = [
     "units",
     "rows",
@@ -93,20 +93,16 @@ def attention_kernel(
         q = tl.load(query + at[:, None] + dims[None, :], mask=live, other=0.0)
         last_seen = tl.load(positions + batch * rows + row, mask=m < rows * GROUP, other=-1).to(tl.int32)
 
-        indices_of_list = indices
-        if indices is not None:
-            indices_of_list += batch.to(tl.int64) * list_batch + head * list_head
-        weights_of_list = log_weights
-        if log_weights is not None:
-            weights_of_list += batch.to(tl.int64) * weight_batch + head * weight_head
         part, lse = _attend(
             q,
             last_seen,
             keys + head * pool_head,
             values + head * pool_head,
             block_table + tl.load(slots + batch) * table_slot,
-            indices_of_list,
-            weights_of_list,
+            indices,
+            batch.to(tl.int64) * list_batch + head * list_head,
+            log_weights,
+            batch.to(tl.int64) * weight_batch + head * weight_head,
             (tile - start) * BLOCK_N,
             tl.minimum((stop - start) * BLOCK_N, count),
             scaling * LOG2_E,
@@ -189,7 +185,9 @@ def _attend(
     values,
     pages,
     indices,
+    list_at,
     log_weights,
+    weights_at,
     start,
     stop,
     scaling,  # with log2(e), as exponentials are powers of two here
@@ -209,11 +207,12 @@ def _attend(
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # A key waits for its page, and the page for the token's index: both are fetched a tile ahead of their use, as the
-    # results of plain loads, which the pipeliner leaves where they are.
-    token = _tokens(indices, start + lanes, stop)
+    # The place of a key depends on its page, and the page on the token. Within one iteration Triton would make a
+    # pipeline stage of each of these loads, at the keys' expense, so they come from the iteration before. They must be
+    # what a load returned: a value that is merely handed on from one iteration to the next turns pipelining off.
+    token = _tokens(indices, list_at, start + lanes, stop)
     page = tl.load(pages + token // PAGE)
-    next_token = _tokens(indices, start + BLOCK_N + lanes, stop)
+    next_token = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
     for offset in range(start, stop, BLOCK_N):
         valid = offset + lanes < stop
         at = (page.to(tl.int64) * PAGE + token % PAGE)[:, None] * pool_row + dims[None, :]
@@ -221,11 +220,11 @@ def _attend(
         k = tl.load(keys + at, mask=live, other=0.0)
         v = tl.load(values + at, mask=live, other=0.0)
         page = tl.load(pages + next_token // PAGE)
-        next_token = _tokens(indices, offset + 2 * BLOCK_N + lanes, stop)
+        next_token = _tokens(indices, list_at, offset + 2 * BLOCK_N + lanes, stop)
 
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
         if log_weights is not None:
-            weight = tl.load(log_weights + offset + lanes, mask=valid, other=0.0).to(tl.float32)
+            weight = tl.load(log_weights + weights_at + offset + lanes, mask=valid, other=0.0).to(tl.float32)
             logits += (weight * LOG2_E)[None, :]
         visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
         logits = tl.where(visible, logits, float("-inf"))
@@ -236,17 +235,17 @@ def _attend(
         total = total * keep + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
         high = higher
-        token = _tokens(indices, offset + BLOCK_N + lanes, stop)
+        token = _tokens(indices, list_at, offset + BLOCK_N + lanes, stop)
     return acc / _positive(total)[:, None], high + tl.log2(_positive(total))
 
 
 @triton.jit
-def _tokens(indices, at, stop):
-    """Token positions at ``at`` of a list; 0, which is always in the block table, from ``stop`` on."""
+def _tokens(indices, list_at, entry, stop):
+    """Token positions of a list's entries; 0, which is always in the block table, from ``stop`` on."""
     if indices is None:
-        return tl.where(at < stop, at, 0)
+        return tl.where(entry < stop, entry, 0)
     else:
-        return tl.load(indices + at, mask=at < stop, other=0)
+        return tl.load(indices + list_at + entry, mask=entry < stop, other=0)
 
 
 @triton.jit

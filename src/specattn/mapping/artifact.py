@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.files import write_file
 from specattn.mapping.identity import config_hash, describe
 from specattn.mapping.samples import Geometry, normalised
 
@@ -117,7 +116,9 @@ class Mapping:
             name: (tensor.half() if name in _MIXTURES else tensor).cpu().contiguous()
             for name, tensor in self._tensors().items()
         }
-        _write(Path(path), save(tensors, {_KEY: json.dumps(dataclasses.asdict(self.metadata))}))
+        write_file(
+            Path(path), save(tensors, {_KEY: json.dumps(dataclasses.asdict(self.metadata))}), "the mapping"
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Mapping:
@@ -157,21 +158,6 @@ class Mapping:
     def _tensors(self) -> dict[str, Tensor]:
         names = [field.name for field in dataclasses.fields(self) if field.name != "metadata"]
         return {name: getattr(self, name) for name in names}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a file beside ``path``, then rename it: a reader never sees a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot write the mapping to {path}: {reason}; choose another --out") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

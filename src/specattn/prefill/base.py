@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -49,6 +49,13 @@ class PrefillMethod:
     """A prefill method: its options are the fields of a frozen dataclass."""
 
     name: ClassVar[str]
+
+    def check(self, config: Any) -> None:
+        """Refuse a model that the method cannot serve, by its transformers configuration, before any work.
+
+        Raises:
+            UsageError: naming what does not fit.
+        """
 
     def attention(self, call: PrefillCall) -> PrefillOutput:
         """Causal attention of the call's rows, exact or approximate. Sliding-window layers never get here."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from specattn.errors import UsageError
 
 
-def check_budget(method: str, budget: float) -> None:
+def check_budget(method: str, budget: float, option: str = "budget") -> None:
     """Refuse a budget that is neither a fraction nor a count."""
     if not 0 < budget < math.inf or (budget > 1 and budget != int(budget)):
         raise UsageError(
-            f"{method}: budget={budget} is neither a fraction in (0, 1] nor a whole number of tokens above 1"
+            f"{method}: {option}={budget} is neither a fraction in (0, 1] nor a whole number of tokens above 1"
         )
 
 
