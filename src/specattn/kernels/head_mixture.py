@@ -13,7 +13,7 @@ exported heads and 56 targets (28 layers of 2 KV heads), in multiples of 16 x 32
 So each logit is written once and read once, in two bytes, and exponential, mean over the rows and product with the
 weights are one kernel, between which nothing reaches memory. With 56 targets written and read again by the selection
 in float32 (.23 GB) the sum is .77 GB: .18 ms at the copy speed of an H200, 2.6 % of a round of 7 ms. The exponentials
-(134 million) and the product (4.3 GFLOP) are a fraction of that in time and run beside the loads.
+(134 million) and the product (4 GFLOP) need less time than that and run beside the loads.
 """
 
 from __future__ import annotations
