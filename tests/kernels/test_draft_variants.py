@@ -59,7 +59,7 @@ def test_the_variants_are_what_is_launched(launched):
         weights, lengths = torch.zeros(targets, heads), torch.zeros(1, dtype=torch.int32)
         head_mixture(logits, torch.zeros(1, 4, heads), weights, lengths, out=torch.zeros(1, targets, 16))
     listed = set()
-    for kernel, _, constants, warps, stages in variants():
+    for kernel, _, constants, warps, stages, *_ in variants():
         options = {name: value for name, value in constants.items() if name not in NO_EXPORT}
         listed.add(entry(kernel.__name__, options | {"num_warps": warps, "num_stages": stages}))
     # Of the kernels that do not depend on the query, one size stands for all.
@@ -97,6 +97,7 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
 
 
 def test_signatures_name_every_argument():
-    for kernel, signature, constants, _, _ in variants():
+    for kernel, signature, constants, _, _, aligned, *_ in variants():
         assert list(signature) == list(kernel.arg_names)
         assert {name for name, kind in signature.items() if kind == "constexpr"} == set(constants)
+        assert set(aligned) <= set(signature) - set(constants)

@@ -15,8 +15,8 @@ from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
 from specattn.kernels.value_attention_triton import value_attention_kernel
 
-Variant = tuple[Any, dict[str, str], dict[str, Any], int, int]
-"""Kernel, signature, constants, warps, stages."""
+Variant = tuple[Any, dict[str, str], dict[str, Any], int, int, tuple[str, ...], None, int]
+"""Kernel, signature, constants, warps, stages, aligned arguments, no limit of registers, bytes that may spill."""
 
 POINTERS = {
     "block_table": "*i32",
@@ -57,6 +57,10 @@ ALIGNED = (
     "export_head",
 )
 """Numbers that are multiples of 16, as pointers are of 16 bytes; without them loads and stores are narrow."""
+
+FEW_BYTES = 8
+MANY_ROWS_BYTES = 512
+"""What may spill: nine rows of a group of eight do not fit into an A100's registers as well as into an H100's."""
 
 # rows, query heads, KV heads, channels: Qwen2.5-0.5B and Llama-3.2-1B, and the extremes of what is taken
 SHAPES = [(1, 14, 2, 64), (2, 32, 8, 64), (1, 4, 1, 256), (9, 64, 8, 128)]
@@ -101,4 +105,7 @@ def _variant(
 ) -> Variant:
     data = dict.fromkeys(("query", "keys", "values", "out", "lower", "upper"), f"*{dtype}")
     known = POINTERS | data | {"scaling": "fp32"} | (types or {}) | dict.fromkeys(constants, "constexpr")
-    return kernel, {name: known.get(name, "i32") for name in kernel.arg_names}, constants, warps, stages
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    aligned = tuple(name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED)
+    spills = MANY_ROWS_BYTES if constants.get("BLOCK_M", 0) > 32 else FEW_BYTES
+    return kernel, signature, constants, warps, stages, aligned, None, spills

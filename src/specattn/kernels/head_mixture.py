@@ -45,8 +45,8 @@ def head_mixture(logits: Tensor, lse: Tensor, weights: Tensor, lengths: Tensor, 
         lse: float32 ``[batch, rows, heads]``, contiguous.
         weights: float32 ``[targets, heads]``, contiguous.
         lengths: int32 ``[batch]``, tokens that the last row sees.
-        out: ``[batch, targets, out_length]``, contiguous, float32 (or float16, bfloat16). Written as a whole: 0
-            from ``lengths`` on, where the round's further tokens may lie.
+        out: ``[batch, targets, out_length]``, contiguous, float32, or bfloat16, which halves what the selection
+            reads. Written as a whole: 0 from ``lengths`` on, where the round's further tokens may lie.
 
     Returns:
         ``out``.
