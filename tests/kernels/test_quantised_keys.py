@@ -94,7 +94,7 @@ def test_a_key_of_equal_channels(bits, value):
     keys = torch.full((4, 1, 32), value, device=DEVICE)
     copy = poisoned(keys, bits)
     quantise_keys(keys, torch.arange(4, device=DEVICE), copy)
-    assert (copy.dequantise(torch.arange(4)) - value).abs().max() < 1e-7
+    assert (copy.dequantise(torch.arange(4, device=DEVICE)) - value).abs().max() < 1e-7
 
 
 def test_padding_may_name_a_row_of_page_0_many_times():

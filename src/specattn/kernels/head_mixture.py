@@ -13,7 +13,7 @@ exported heads and 56 targets (28 layers of 2 KV heads), in multiples of 16 x 32
 So each logit is written once and read once, in two bytes, and exponential, mean over the rows and product with the
 weights are one kernel, between which nothing reaches memory. With 56 targets written and read again by the selection
 in float32 (.23 GB) the sum is .77 GB: .18 ms at the copy speed of an H200, 2.6 % of a round of 7 ms. The exponentials
-(134 million) and the product (4.3 GFLOP) are a fraction of that in time and run beside the loads.
+(134 million) and the product (4 GFLOP) need less time than that and run beside the loads.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def head_mixture(logits: Tensor, lse: Tensor, weights: Tensor, lengths: Tensor, 
         lse: float32 ``[batch, rows, heads]``, contiguous.
         weights: float32 ``[targets, heads]``, contiguous.
         lengths: int32 ``[batch]``, tokens that the last row sees.
-        out: ``[batch, targets, out_length]``, contiguous, float32 (or float16, bfloat16). Written as a whole: 0
-            from ``lengths`` on, where the round's further tokens may lie.
+        out: ``[batch, targets, out_length]``, contiguous, float32, or bfloat16, which halves what the selection
+            reads. Written as a whole: 0 from ``lengths`` on, where the round's further tokens may lie.
 
     Returns:
         ``out``.

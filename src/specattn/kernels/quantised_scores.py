@@ -1,8 +1,8 @@
 """The first phase of the draft's sparse attention: scores of all heads, from the quantised keys alone.
 
-The second, :mod:`specattn.kernels.value_attention`, reads the values of the few tokens that the scores choose. Both
-together read about a fifth of what dense attention reads: Qwen2.5-0.5B has 512 bytes of key and value a token and
-layer, of which the codes of its keys with their scales are 72.
+The second, :mod:`specattn.kernels.value_attention`, reads the values of the few tokens that the scores choose. Of the
+512 bytes that Qwen2.5-0.5B keeps of a token in a layer, dense attention reads all; of 4 bits a channel the first phase
+reads 72, and the second 256 of each chosen token: .22 in all where 15 % are chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from specattn.errors import UsageError
 from specattn.kernels.paged import PagedBatch, check_shape
 from specattn.kernels.quantised_keys import QuantisedKeys
 from specattn.kernels.score_export import ScoreExport, export_reference, relative_logits
-from specattn.kernels.split_kv import SplitWorkspace, check_decode
+from specattn.kernels.split_kv import SplitWorkspace, check_decode, tile_tokens
 
 
 def quantised_scores(
@@ -92,7 +92,7 @@ def quantised_scores(
         BITS=copy.bits,
         PAGE=batch.page_size,
         BLOCK_M=block,
-        BLOCK_N=128,
+        BLOCK_N=min(128, 2 * tile_tokens(head_dim, query.dtype)),
         BLOCK_S=1 << (workspace.splits - 1).bit_length(),
         STAGES=5,
         num_warps=8 if block > 32 else 4,

@@ -2,10 +2,11 @@
 
 Scores are exported as logits, because a probability needs the sum over all tokens, which is known only when the last
 of them was read. ``exp(logit - lse)`` is the probability. Of the two numbers both are given *relative to the logit of
-the row's own token*, which changes nothing about their difference and everything about its precision: the logits of
-Qwen2.5-0.5B's first layer reach 1443 (mean 147), where float16 has steps of 1 and bfloat16 steps of 8. Of 24 layers
-the worst head's total variation between exact and exported distribution was .17 for raw logits in float16, and .006
-for relative ones (bfloat16: above 1, and .056). So float16 is the dtype to export in.
+the row's own token*, which changes nothing about their difference and everything about its precision. In the first
+layer of Qwen2.5-0.5B logits reach 1443 (median 147; 1,024 tokens of a book), where float16 has steps of 1 and bfloat16
+of 8. In the worst of all layers and heads, half the sum of absolute differences between exact and exported
+probabilities was .17 for raw logits in float16 and .006 for relative ones; in bfloat16 4.1 and .056. So float16 is the
+dtype to export in.
 """
 
 from __future__ import annotations
