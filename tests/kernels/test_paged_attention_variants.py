@@ -20,20 +20,19 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specattn.kernels.paged_attention_variants import ALIGNED, variants
+from specattn.kernels.paged_attention_variants import variants
 
 arch, shared = int(sys.argv[1]), int(sys.argv[2])
-for kernel, signature, constants, warps, stages in variants(shared):
-    aligned = [i for i, name in enumerate(signature) if signature[name].startswith("*") or name in ALIGNED]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": warps, "num_stages": stages}
+for variant in variants(shared):
+    attributes = {(list(variant.signature).index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(variant.kernel, variant.signature, constexprs=variant.constants, attrs=attributes)
+    options = {"num_warps": variant.warps, "num_stages": variant.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     print(json.dumps({
-        "kernel": kernel.__name__,
-        "constants": constants,
-        "warps": warps,
+        "kernel": variant.kernel.__name__,
+        "constants": variant.constants,
+        "warps": variant.warps,
         "shared": compiled.metadata.shared,
         "wide_copies": ptx.count("cp.async.cg.shared.global"),
         "tiles_ahead": ptx.count("cp.async.commit_group"),

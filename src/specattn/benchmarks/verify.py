@@ -148,8 +148,8 @@ class Bench:
         """Attention over lists, microseconds."""
         works = self.works(rows, density, uneven)
         launches = [self._sparse_launch(work, tiling) for work in works]
-        self._check(f"{density:.0%} of the tokens, {rows} rows", launches[0], works[0])
         name = "sparse, uneven lists" if uneven else "sparse"
+        self._check(f"{name}, {density:.0%} of the tokens, {rows} rows", launches[0], works[0])
         return self._time(
             name, "specattn", launches, works, rows=rows, density=density, tiling=str(tiling or "default")
         )
