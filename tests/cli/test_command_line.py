@@ -17,7 +17,18 @@ from specattn.cli.app import app
 from specattn.cli.docs import markdown
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = [[], ["generate"], ["calibrate"], ["eval"], ["eval", "fidelity"], ["eval", "perplexity"], ["info"]]
+COMMANDS = [
+    [],
+    ["generate"],
+    ["calibrate"],
+    ["eval"],
+    ["eval", "fidelity"],
+    ["eval", "perplexity"],
+    ["tune"],
+    ["tune", "sparge"],
+    ["tune", "minference"],
+    ["info"],
+]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")
 
 

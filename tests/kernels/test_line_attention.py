@@ -77,7 +77,7 @@ def test_memory_is_bounded_by_groups_of_blocks(monkeypatch: pytest.MonkeyPatch) 
         return keys(self, first, block)
 
     monkeypatch.setattr(Lines, "keys", watched)
-    monkeypatch.setattr(module, "GROUP_LOGITS", 2 * 3 * 8 * 50)
+    monkeypatch.setitem(module.GROUP_LOGITS, "cpu", 2 * 3 * 8 * 50)
     assert error_ratio(line_attention(query, key, value, lines, **options), whole) < 1e-6
     assert largest == [2, 2, 2]
     assert torch.equal(lines.products(9, 41, 8), products)

@@ -53,7 +53,7 @@ def reading(call: PrefillCall, head: int, gamma: float, tau: float, least: int) 
     divergence = 0.0
     for p, q in zip(estimate, by_key, strict=True):
         middle = (p + q) / 2
-        divergence += (p * math.log(p / middle) + q * math.log(q / middle)) / 2 if p and q else 0
+        divergence += sum(side * math.log(side / middle) for side in (p, q) if side) / 2
     distance = math.sqrt(divergence)
 
     aware = distance < tau
@@ -158,6 +158,8 @@ def test_short_contexts_are_dense(length: int, start: int) -> None:
 def test_jensen_shannon_distance() -> None:
     p, q = torch.tensor([[1.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [0.5, 0.5]])
     assert jensen_shannon(p, q).tolist() == pytest.approx([math.sqrt(math.log(2)), 0])
+    narrow = torch.tensor([1.0, 0.0, 0.0])
+    assert jensen_shannon(narrow, narrow) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from specattn.kernels.sparse_attention import trim
 from specattn.selection.base import Selection
 
-GROUP_LOGITS = 1 << 24
-"""Logits that are computed at once: bounds memory, whatever the length."""
+GROUP_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits that are computed at once: bounds memory, whatever the length, and keeps a GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,15 @@ def line_attention(
     within = torch.arange(block, device=query.device)[:, None]
     out = []
     for first, some in zip(firsts, queries.split([len(first) for first in firsts]), strict=True):
-        keys = lines.keys(first, block)
-        listed = trim(
-            Selection.from_mask(keys.any(1, keepdim=True))
-        ).indices  # what some head reads, [blocks, 1, n]
+        reads = lines.keys(first, block)
+        # What some head of the group reads is gathered once, [blocks, 1, n]; each head masks the rest.
+        listed = trim(Selection.from_mask(reads.any(1, keepdim=True))).indices
         tokens = listed.clamp(min=0).long()
-        chosen = keys.gather(2, tokens.expand(-1, heads, -1)) & (listed >= 0)
+        chosen = reads.gather(2, tokens.expand(-1, heads, -1)) & (listed >= 0)
         seen = tokens <= first[:, None, None] + within
-        keys_, values_ = (side[tokens].float().expand(-1, heads, -1, -1) for side in (key, value))
+        keys, values = (side[tokens].float().expand(-1, heads, -1, -1) for side in (key, value))
         mask = chosen[:, :, None] & seen[:, None]
-        out.append(scaled_dot_product_attention(some.float(), keys_, values_, attn_mask=mask, scale=scaling))
+        out.append(scaled_dot_product_attention(some.float(), keys, values, attn_mask=mask, scale=scaling))
     joined = torch.cat(out).transpose(1, 2)  # [blocks, block, heads, head_dim]
     return joined.flatten(0, 1)[:rows].to(query.dtype)
 
@@ -96,4 +95,5 @@ def line_attention(
 def _blocks(start: int, rows: int, block: int, logits: int, device: torch.device) -> tuple[Tensor, ...]:
     """Positions of the blocks' first rows, in groups whose memory is bounded; a block has at most ``logits``."""
     first = torch.arange(start, start + rows, block, device=device)
-    return first.split(max(1, GROUP_LOGITS // logits))
+    limit = GROUP_LOGITS.get(device.type, GROUP_LOGITS["cpu"])
+    return first.split(max(1, limit // logits))

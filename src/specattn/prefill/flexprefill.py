@@ -70,17 +70,15 @@ class FlexPrefill(PrefillMethod):
 
     def _lines(self, grid: BlockGrid, vertical: Tensor, slash: Tensor, query_aware: Tensor) -> Tensor:
         """Vertical and slash blocks, ``[heads, query_blocks, key_blocks]``: the fewest in query-aware heads."""
-        share = torch.where(query_aware, torch.finfo(torch.float64).tiny, self.gamma)[None]
-        verticals, slashes = (
-            (
-                nucleus(scores[None], share, _length(scores), sink=1)
-                | top_k(scores[None], self.min_blocks, _length(scores), sink=1)
-            )[0]
-            for scores in (vertical, slash)
-        )
-        nearest, furthest = _distances(grid, slash.device)
-        tiles = [slashes[:, each.clamp(min=0)] & (each >= 0) for each in (nearest, furthest)]
+        share = self.gamma * (~query_aware).double()[None]
+        verticals, slashes = (self._heaviest(scores[None], share)[0] for scores in (vertical, slash))
+        tiles = [slashes[:, each.clamp(min=0)] & (each >= 0) for each in _distances(grid, slash.device)]
         return verticals[:, None] | tiles[0] | tiles[1]
+
+    def _heaviest(self, scores: Tensor, share: Tensor) -> Tensor:
+        """The first block, and the heaviest that hold ``share`` of the scores, or the fewest allowed."""
+        lengths = _length(scores)
+        return nucleus(scores, share, lengths, sink=1) | top_k(scores, self.min_blocks, lengths, sink=1)
 
     def estimation(self, call: PrefillCall) -> int:
         """Products that finding a head's pattern takes: the last queries, their mean, and all pooled blocks."""
@@ -116,7 +114,7 @@ def pooled_last_rows(call: PrefillCall, block: int) -> Tensor:
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon distance, the root of the divergence in nats, of distributions ``[..., n]``."""
-    middle = (p + q) / 2
+    middle = ((p + q) / 2).clamp(min=torch.finfo(p.dtype).tiny)  # 0 log 0 is 0
     divergence = sum(torch.xlogy(side, side / middle).sum(-1) for side in (p, q))
     return torch.as_tensor(divergence).div(2).clamp(min=0).sqrt()
 
