@@ -31,8 +31,11 @@ format: $(VENV)/.test  ## fix what lint and format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: $(VENV)/.demo  ## ask the built-in pair about a chapter of a book (first run: 1.6 GB of weights)
-	$(BIN)/specattn generate --pair qwen2.5-coder --prompt-file examples/northmen.txt --max-new-tokens 96
+demo: $(VENV)/.demo  ## ask the built-in pair about a book, and compare (first run: 1.6 GB of weights)
+	$(BIN)/specattn generate --pair qwen2.5-coder --chat --prompt-file examples/carnacki.txt --prompt-tokens 3900 \
+	  --max-new-tokens 96 "Tell in four sentences what Carnacki did in the Grey Room and what happened in the night."
+	$(BIN)/specattn eval fidelity --pair qwen2.5-coder --text examples/carnacki.txt --context 4000 --rows 50 \
+	  --methods dense,specattn
 
 docs: $(VENV)/.test  ## regenerate docs/cli.md from the command line itself
 	@mkdir -p docs

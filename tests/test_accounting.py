@@ -23,6 +23,16 @@ def test_dense_layers_read_what_their_last_row_sees():
     assert one.read.tolist() == one.full.tolist() == [6 * 2 * ROW, 0, 10 * 2 * ROW]
 
 
+def test_evicted_tokens_count_in_full_only_and_scores_are_read():
+    one = meter()
+    one.add_dense(SLOTS, POSITIONS, None, POSITIONS + torch.tensor([[5], [0]]))
+    assert one.read.tolist() == [6 * 2 * ROW, 0, 10 * 2 * ROW]
+    assert one.full.tolist() == [6 * 2 * ROW, 0, 15 * 2 * ROW]
+    one.add_scores(SLOTS, POSITIONS)
+    assert one.read.tolist() == [6 * 2 * (ROW + 4), 0, 10 * 2 * (ROW + 4)]
+    assert one.full.tolist() == [6 * 2 * ROW, 0, 15 * 2 * ROW]
+
+
 def test_a_window_counts_the_union_of_its_rows_windows():
     one = meter()
     one.add_dense(SLOTS, POSITIONS, 4)

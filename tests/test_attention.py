@@ -7,7 +7,7 @@ import torch
 from tiny import MODEL_TYPES, tiny_model
 
 from specattn.attention import DenseAttend, ExportAttend, attached
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.kernels.check import error_ratio
 from specattn.runner import ModelRunner
 
@@ -62,7 +62,9 @@ def test_exported_scores_are_the_models_own_attention_weights(model_type):
         slot = runner.cache.allocate(60)
         runner.prefill(slot, PROMPT[0, :40].tolist())
         geometry = runner.geometry
-        export = DraftAttention(geometry, batch=1, rows=3, length=50, device=model.device)
+        export = DraftAttention(
+            ExportedHeads.of(geometry, None, model.device), batch=1, rows=3, length=50, device=model.device
+        )
         runner.forward(runner.step([slot], [39], 4, ExportAttend(export, 0, 3)), PROMPT[:, 39:43], 1)
     heads = torch.cat([layer[0, :, 40:43] for layer in output.attentions]).transpose(0, 1)
     assert error_ratio(export.probabilities[0, :, :, :45], heads) < 1e-4
@@ -77,7 +79,9 @@ def test_an_export_of_chosen_heads_keeps_just_those():
     heads = torch.tensor([1, geometry.query_heads, 2 * geometry.query_heads + 1])
     exports = []
     for chosen in (None, heads):
-        export = DraftAttention(geometry, batch=1, rows=2, length=20, device=model.device, heads=chosen)
+        export = DraftAttention(
+            ExportedHeads.of(geometry, chosen, model.device), batch=1, rows=2, length=20, device=model.device
+        )
         with attached(model):
             runner = runner_of(model)
             slot = runner.cache.allocate(20)

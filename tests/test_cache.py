@@ -145,6 +145,101 @@ def test_page_bounds_are_those_of_the_tokens_however_they_came(steps):
         assert torch.equal(bounds(cache, slot, layer), torch.stack(expected))
 
 
+def lists(count: int, length: int, seed: int = 0) -> torch.Tensor:
+    """For each layer and head ``count`` ascending positions below ``length``."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randperm(length, generator=generator)[:count].sort().values for _ in range(4)]
+    return torch.stack(drawn).view(GEOMETRY.layers, GEOMETRY.kv_heads, count)
+
+
+def test_compaction_moves_what_each_head_keeps_to_the_front():
+    cache = make_cache()
+    other, slot = cache.allocate(8), cache.allocate(24)
+    neighbour = write(cache, other, 0, 8, seed=5)
+    keys, values = write(cache, slot, 0, 23)
+    kept = lists(9, 23)
+    cache.compact(slot, kept)
+    assert (cache.length(slot), cache.evicted(slot), cache.position(slot)) == (9, 14, 23)
+    more = write(cache, slot, 9, 1)
+    for layer in range(GEOMETRY.layers):
+        key, value = read(cache, slot, layer)
+        for head in range(GEOMETRY.kv_heads):
+            for place, token in enumerate(kept[layer, head].tolist()):
+                assert torch.equal(key[place, head], keys[layer][token, head])
+                assert torch.equal(value[place, head], values[layer][token, head])
+        assert torch.equal(key[9:], more[0][layer])
+        assert torch.equal(read(cache, other, layer)[0], neighbour[0][layer])
+
+
+def test_compaction_gives_pages_back_and_keeps_room_for_the_rest():
+    cache = make_cache(tokens=40, slots=2)
+    free = len(cache._free_pages)
+    slot = cache.allocate(37)
+    write(cache, slot, 0, 30)
+    assert not cache.fits(20)
+    cache.compact(slot, lists(7, 30))
+    # 7 of 30 tokens are left, and 7 more may come: 14 tokens in 4 pages.
+    assert cache.capacity(slot) == 16
+    assert cache.used_bytes == 16 * GEOMETRY.token_bytes
+    assert len(cache._free_pages) == free - 4
+    assert (cache.block_table[slot] > 0).sum() == 4
+    keys, _ = write(cache, slot, 7, 7)
+    again = cache.allocate(20)
+    write(cache, again, 0, 20, seed=3)
+    assert torch.equal(read(cache, slot, 1)[0][7:], keys[1])
+    cache.free(slot)
+    cache.free(again)
+    assert (cache.used_bytes, len(cache._free_pages)) == (0, free)
+    fresh = cache.allocate(9)
+    assert (cache.evicted(fresh), cache.position(fresh)) == (0, 0)
+
+
+def test_many_small_compactions_free_as_much_as_one():
+    cache = make_cache(tokens=40, slots=1)
+    slot = cache.allocate(40)
+    write(cache, slot, 0, 33)
+    for length in range(33, 13, -1):
+        cache.compact(slot, lists(length - 1, length, seed=length))
+    assert cache.length(slot) == 13
+    assert cache.capacity(slot) == 20  # 13 tokens, and the 7 that were still to come
+
+
+def test_compaction_leaves_side_stores_as_if_only_the_kept_tokens_had_come():
+    cache = make_cache(stores=[BOUNDS])
+    slot = cache.allocate(24)
+    write(cache, slot, 0, 22)
+    cache.compact(slot, lists(10, 22))
+    for layer in range(GEOMETRY.layers):
+        pages = read(cache, slot, layer)[0].split(BOUNDS.page)
+        expected = [
+            torch.stack([page.amin(0) for page in pages]),
+            torch.stack([page.amax(0) for page in pages]),
+        ]
+        assert torch.equal(bounds(cache, slot, layer), torch.stack(expected))
+
+
+def test_tokens_are_copied_from_another_cache():
+    source, cache = make_cache(), make_cache(page_size=8)
+    source.allocate(4)
+    first, slot = source.allocate(20), cache.allocate(20)
+    keys, values = write(source, first, 0, 18)
+    cache.copy(slot, source, first, lists(18, 18))
+    assert cache.length(slot) == 18
+    for layer in range(GEOMETRY.layers):
+        assert torch.equal(read(cache, slot, layer)[0], keys[layer])
+        assert torch.equal(read(cache, slot, layer)[1], values[layer])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 7), (1, 2, 3), (2, 4, 3)])
+def test_lists_that_do_not_fit_are_refused(shape):
+    cache = make_cache()
+    slot = cache.allocate(20)
+    write(cache, slot, 0, 6)
+    with pytest.raises(UsageError, match=r"does not fit 2 layers, 2 KV heads and the 6 tokens"):
+        cache.compact(slot, torch.zeros(shape, dtype=torch.int64))
+    assert cache.length(slot) == 6
+
+
 def test_stores_with_large_pages_get_a_pool_with_large_pages():
     cache = PagedKVCache(GEOMETRY, tokens=100, slots=2, stores=[PageBounds(4), PageBounds(64)])
     assert cache.page_size == 64

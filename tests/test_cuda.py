@@ -54,6 +54,18 @@ def test_attention_kernels(dtype, bound):
     assert error_ratio(out[0].cpu(), expected) < bound
 
 
+@pytest.mark.parametrize("start", [0, 1, 300])
+def test_chunks_of_a_prompt(start):
+    rows, length = 129, start + 129
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(rows, 6, 64, generator=generator)
+    key, value = torch.randn(2, length, 2, 64, generator=generator)
+    expected = dense_attention(query.double(), [(key.double(), value.double())], start, 0, 0.125)
+    moved = (part.to("cuda", torch.bfloat16) for part in (query, key, value))
+    query, key, value = moved
+    assert error_ratio(dense_attention(query, [(key, value)], start, 0, 0.125).cpu(), expected) < 1e-2
+
+
 @pytest.mark.parametrize("method", ["dense", "specattn:p=1", "specattn-paper:p=1"])
 def test_greedy_tokens_equal_transformers(method):
     pair = cuda_pair()

@@ -28,7 +28,7 @@ PATH = re.compile(r"\b(?:src|tests|docs|examples|benchmarks)/[\w./-]*\w(?![\w<])
 MODULE = re.compile(r"`([\w/]+\.py)`")
 TARGET = re.compile(r"\bmake ([a-z][a-z-]*)\b(?=[^\n]*`| *#| *$)", re.MULTILINE)
 EXAMPLE = "python test"
-TEXT = ROOT / "examples" / "northmen.txt"
+TEXT = ROOT / "examples" / "carnacki.txt"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -45,7 +45,7 @@ EXAMPLES = [page for page in PAGES if blocks(page, EXAMPLE)]
 
 def run_examples(page: str) -> dict[str, Any]:
     """Run the examples of a page one after the other, with a small pair and some text to work on."""
-    text = TEXT.read_text(encoding="utf-8")
+    text = TEXT.read_text(encoding="utf-8")[:13_000]
     names: dict[str, Any] = {
         "__name__": "documentation",
         "pair": tiny_pair("qwen2", layers=4, max_positions=4200),
@@ -122,9 +122,7 @@ def test_paths_are_found_in_the_pages() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall(PAGES["docs/README.md"]))
-    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - {
-        "README.md"
-    }
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages - linked == set()
 
 

@@ -23,12 +23,19 @@ BATCHES = {
     "ragged of few tokens": [PROMPT[:9], PROMPT[3:7], PROMPT[20:21]],
 }
 CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
-FULL = ["streaming:budget=1.0:dense_layers=0", "oracle:p=1:dense_layers=0"]
+FULL = [
+    "streaming:budget=1.0:dense_layers=0",
+    "oracle:p=1:dense_layers=0",
+    "quest:budget=1.0:dense_layers=0",
+    "twilight:base=full:p=1:dense_layers=0",
+]
 SPARSE = [
     "streaming:budget=0.3",
     "random:budget=0.4:sink=2:window=2",
     "streaming:budget=6:sink=2:dense_layers=0",
     "oracle:p=0.6:dense_layers=1",
+    "quest:budget=0.3:page=4",
+    "twilight:base=(quest:budget=0.5:page=4):p=0.7:dense_layers=1",
 ]
 COUNT = 8
 
@@ -217,7 +224,8 @@ def test_two_models_at_once():
     [
         ("specattn", {}, "specattn.generate"),
         ("specattn-paper", {}, "specattn.generate"),
-        ("quest", {}, "unknown method 'quest'"),
+        ("twilight:base=specattn", {}, "specattn.generate"),
+        ("quset", {}, "unknown method 'quset' .did you mean 'quest'"),
         ("streaming:p=1", {}, "no option 'p'"),
         ("streaming", {"sinks": 1}, "did you mean 'sink'"),
         (parse_method("streaming"), {"budget": 0.5}, "options budget go with a method's name"),

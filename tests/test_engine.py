@@ -15,7 +15,27 @@ from specattn.sampling import SamplingParams
 
 PROMPT = torch.randint(3, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 RAGGED = [PROMPT[:7], PROMPT, PROMPT[3:20], PROMPT[10:39]]
-METHODS = ["dense", "streaming:budget=0.3", "oracle:p=0.7", "specattn:p=0.6", "specattn-paper:p=0.6"]
+METHODS = [
+    "dense",
+    "streaming:budget=0.3",
+    "oracle:p=0.7",
+    "specattn:p=0.6",
+    "specattn-paper:p=0.6",
+    "quest:budget=0.3:page=4",
+    "twilight:base=(quest:budget=0.5:page=4):p=0.7",
+    "twilight:base=full:p=0.6",
+    "twilight:base=(specattn:p=0.9):p=0.7",
+]
+FULL = [
+    "specattn:p=1",
+    "specattn-paper:p=1",
+    "oracle:p=1",
+    "streaming:budget=1",
+    "quest:budget=1",
+    "twilight:base=full:p=1",
+    "twilight:base=(quest:budget=1):p=1",
+    "twilight:base=(specattn:p=1):p=1",
+]
 
 
 def transformers_greedy(pair: Pair, prompt: list[int], count: int) -> list[int]:
@@ -27,7 +47,7 @@ def transformers_greedy(pair: Pair, prompt: list[int], count: int) -> list[int]:
 
 def run(pair: Pair, prompts, method="dense", count=24, **options):
     options.setdefault("ignore_eos", True)
-    mapping = tiny_mapping(pair) if method.startswith("specattn") else None
+    mapping = tiny_mapping(pair) if "specattn" in method else None
     return generate(pair, prompts, method=method, mapping=mapping, max_new_tokens=count, **options)
 
 
@@ -74,7 +94,7 @@ def test_a_ragged_batch_gives_what_each_prompt_gives_alone(method):
         assert result.kv_read_fraction == pytest.approx(alone.kv_read_fraction)
 
 
-@pytest.mark.parametrize("method", ["specattn:p=1", "specattn-paper:p=1", "oracle:p=1", "streaming:budget=1"])
+@pytest.mark.parametrize("method", FULL)
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_a_full_selection_equals_dense_token_for_token(method, model_type):
     pair = tiny_pair(model_type)

@@ -16,7 +16,7 @@ from specattn.selection.registry import parse_method
 
 pytestmark = pytest.mark.slow
 
-TEXT = (Path(__file__).parents[1] / "examples" / "northmen.txt").read_text()
+TEXT = (Path(__file__).parents[1] / "examples" / "carnacki.txt").read_text()[:13_000]
 
 
 @pytest.fixture(scope="module", params=["smollm2-135m", "gemma3-270m"])

@@ -111,32 +111,42 @@ def tiny_mapping(pair: Pair, *, heads: int = 3, seed: int = 0) -> Mapping:
     """A mapping for this pair with random mixtures, the global one over ``heads`` draft heads."""
     assert pair.draft is not None
     target, draft = pair.target.config, pair.draft.config
-    kv_heads = getattr(target, "num_key_value_heads", None) or target.num_attention_heads
     geometry = Geometry(
         target.num_hidden_layers,
         target.num_attention_heads,
-        kv_heads,
+        getattr(target, "num_key_value_heads", None) or target.num_attention_heads,
         draft.num_hidden_layers,
         draft.num_attention_heads,
     )
+    return random_mapping(
+        geometry,
+        heads=heads,
+        seed=seed,
+        target=f"{pair.name} target",
+        target_hash=config_hash(target),
+        draft=f"{pair.name} draft",
+        draft_hash=config_hash(draft),
+    )
+
+
+def random_mapping(geometry: Geometry, *, heads: int = 3, seed: int = 0, **names: str) -> Mapping:
+    """A mapping between two models of these shapes with random mixtures; ``names`` says which models they are."""
     generator = torch.Generator().manual_seed(seed)
 
     def mixture(rows: int, columns: int) -> Tensor:
         return torch.rand(geometry.target_layers, rows, columns, generator=generator).softmax(-1)
 
+    known = {"target": "target", "target_hash": "", "draft": "draft", "draft_hash": "", **names}
     return Mapping(
         layer_map=torch.arange(geometry.target_layers) * geometry.draft_layers // geometry.target_layers,
         similarity=torch.rand(geometry.target_layers, geometry.draft_layers, generator=generator),
-        heads_kv=mixture(kv_heads, geometry.draft_rows),
+        heads_kv=mixture(geometry.kv_heads, geometry.draft_rows),
         heads_query=mixture(geometry.query_heads, geometry.draft_rows),
         global_heads=torch.randperm(geometry.draft_rows, generator=generator)[:heads].sort().values,
-        global_kv=mixture(kv_heads, heads),
+        global_kv=mixture(geometry.kv_heads, heads),
         global_query=mixture(geometry.query_heads, heads),
         metadata=MappingMetadata(
-            target=f"{pair.name} target",
-            target_hash=config_hash(target),
-            draft=f"{pair.name} draft",
-            draft_hash=config_hash(draft),
+            **known,
             geometry=geometry,
             text_hash="0" * 64,
             metric="kl",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from specattn.mapping.calibrate import calibrate
     from specattn.pairs import Pair, load_pair, make_pair
     from specattn.prefill.drop_in import sparge_attention
+    from specattn.prefill.pattern_search import choose_patterns
     from specattn.prefill.tune import tune_sparge
     from specattn.sampling import SamplingParams
     from specattn.selection.base import Method, Selection
@@ -35,6 +36,7 @@ __all__ = [
     "SpecAttnError",
     "UsageError",
     "calibrate",
+    "choose_patterns",
     "generate",
     "get_method",
     "hilbert_permutation",
@@ -55,6 +57,7 @@ _MODULES = {
     "mapping.calibrate": ("calibrate",),
     "pairs": ("Pair", "load_pair", "make_pair"),
     "prefill.drop_in": ("sparge_attention",),
+    "prefill.pattern_search": ("choose_patterns",),
     "prefill.tune": ("tune_sparge",),
     "sampling": ("SamplingParams",),
     "selection.base": ("Method", "Selection"),

@@ -54,6 +54,18 @@ def verify(
     return Verdict(accepted, sample(_next_distribution(accepted, draft_probs, target_probs), u_next))
 
 
+def verify_greedy(draft_tokens: Tensor, target_tokens: Tensor) -> Verdict:
+    """:func:`verify` where both models take their likeliest tokens: no distribution is needed.
+
+    Args:
+        draft_tokens: int64 ``[batch, gamma]``.
+        target_tokens: int64 ``[batch, gamma + 1]``, the target's choice after each token of the round.
+    """
+    gamma = draft_tokens.shape[1]
+    accepted = (draft_tokens == target_tokens[:, :gamma]).long().cumprod(-1).sum(-1)
+    return Verdict(accepted, target_tokens.gather(1, accepted[:, None])[:, 0])
+
+
 def _next_distribution(accepted: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
     """What the token after the accepted ones is drawn from, not normalised: ``[batch, vocabulary]``."""
     gamma = draft_probs.shape[1]

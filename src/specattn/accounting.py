@@ -28,11 +28,21 @@ class ReadMeter:
         self.read[slot] = 0
         self.full[slot] = 0
 
-    def add_dense(self, slots: Tensor, positions: Tensor, window: int | None) -> None:
-        """A layer that read all that its rows at ``positions`` ``[batch, rows]`` can see."""
-        everything = self._layer_bytes(positions, window)
-        self.read.index_add_(0, slots, everything)
-        self.full.index_add_(0, slots, everything)
+    def add_dense(
+        self, slots: Tensor, positions: Tensor, window: int | None, text_positions: Tensor | None = None
+    ) -> None:
+        """A layer that read all that its rows at ``positions`` ``[batch, rows]`` can see.
+
+        Where tokens were evicted, the rows' ``text_positions`` say what they would have seen.
+        """
+        full = positions if text_positions is None else text_positions
+        self.read.index_add_(0, slots, self._layer_bytes(positions, window))
+        self.full.index_add_(0, slots, self._layer_bytes(full, window))
+
+    def add_scores(self, slots: Tensor, positions: Tensor) -> None:
+        """A layer that also read a float32 score of each token that its rows can see, for each KV head."""
+        nbytes = (positions[:, -1].double() + 1) * (self.geometry.kv_heads * torch.float32.itemsize)
+        self.read.index_add_(0, slots, nbytes)
 
     def add_selection(self, slots: Tensor, positions: Tensor, selection: Selection) -> None:
         """A layer that read ``selection``, and what choosing it read."""
@@ -40,6 +50,22 @@ class ReadMeter:
         read = rows * self.geometry.row_bytes + selection.extra_bytes
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, self._layer_bytes(positions, None))
+
+    def add_round(self, slots: Tensor, visible: Tensor, dense: int, selection: Selection | None) -> None:
+        """A pass through all layers at once.
+
+        Args:
+            visible: int64 ``[batch]``, tokens that the last row sees.
+            dense: how many layers, the first ones, read all of them.
+            selection: what the others read, counts ``[batch, layers, kv_heads]``.
+        """
+        everything = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes)
+        read = everything * dense
+        if selection is not None:
+            rows = selection.counts[:, dense:].sum((1, 2), dtype=torch.float64)
+            read = read + rows * self.geometry.row_bytes
+        self.read.index_add_(0, slots, read)
+        self.full.index_add_(0, slots, everything * self.geometry.layers)
 
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1

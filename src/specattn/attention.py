@@ -55,7 +55,9 @@ class Step:
     Attributes:
         slots: int64 ``[batch]``, cache slots.
         starts: position of each request's first row, as the host knows them.
-        positions: int64 ``[batch, rows]``, on the device.
+        positions: int64 ``[batch, rows]``, on the device: places in the cache, which is shorter than the text where
+            tokens were evicted.
+        text_positions: int64 ``[batch, rows]``, the same in the text: what position embeddings are made of.
         pool_rows: int64 ``[batch, rows]``, the cache rows that the new tokens take.
         meter: where the bytes read are counted; ``None`` for passes that do not count.
     """
@@ -65,6 +67,7 @@ class Step:
     host_slots: list[int]
     starts: list[int]
     positions: Tensor
+    text_positions: Tensor
     pool_rows: Tensor
     attend: Attend
     meter: ReadMeter | None = None
@@ -138,7 +141,7 @@ class DenseAttend:
 
     def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
         """Count the bytes that the call reads."""
-        meter.add_dense(step.slots, step.positions, call.window)
+        meter.add_dense(step.slots, step.positions, call.window, step.text_positions)
 
     def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
         """``[rows, query_heads, head_dim]`` for one request of the batch."""

@@ -2,6 +2,9 @@
 
 A *slot* is the place of one request; a *row* is one token's place in the pool. Page 0 belongs to nobody: it takes
 the writes of padding, so that a batch of fixed shape needs no branches.
+
+Positions here are places in the cache. They are the tokens' positions in the text until tokens are evicted; from then
+on a new token lies as many places before its position as were evicted.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ class _Allocation:
     pages: list[int]
     runs: list[tuple[int, int]]
     """First row and number of rows of each stretch of neighbouring pages."""
+    reserved: int
+    """Tokens of the longest text that the request may come to."""
     length: int = 0
+    evicted: int = 0
 
 
 class PagedKVCache:
@@ -42,7 +48,8 @@ class PagedKVCache:
 
     Attributes:
         keys, values: for each layer ``[rows, kv_heads, head_dim]``.
-        block_table: int32 ``[slots, pages_a_request]``, unused entries are 0.
+        block_table: int32 ``[slots + 1, pages_a_request]``, unused entries are 0.
+        spare_slot: the last row of the table, which no request ever has: where padding of a batch reads and writes.
         stores: the side stores by what asked for them.
 
     Raises:
@@ -81,7 +88,8 @@ class PagedKVCache:
             torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
         ]
         width = self.pages_for(max_length or tokens)
-        self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
+        self.spare_slot = slots
+        self.block_table = torch.zeros(slots + 1, width, dtype=torch.int32, device=device)
         self.stores: dict[StoreSpec, SideStore] = {spec: spec.build(self) for spec in stores}
         self._free_pages = set(range(1, pages))
         self._allocations: list[_Allocation | None] = [None] * slots
@@ -117,7 +125,7 @@ class PagedKVCache:
             )
         slot = self._allocations.index(None)
         pages = _take_pages(self._free_pages, needed)
-        self._allocations[slot] = _Allocation(pages, _runs(pages, self.page_size))
+        self._allocations[slot] = _Allocation(pages, _runs(pages, self.page_size), tokens)
         self.block_table[slot] = 0
         self.block_table[slot, :needed] = torch.tensor(pages, dtype=torch.int32, device=self.device)
         self.set_length(slot, 0)
@@ -133,6 +141,14 @@ class PagedKVCache:
         """Tokens of ``slot`` that count."""
         return self._allocation(slot).length
 
+    def evicted(self, slot: int) -> int:
+        """Tokens that every layer and head of ``slot`` has dropped for good."""
+        return self._allocation(slot).evicted
+
+    def position(self, slot: int) -> int:
+        """The text position of the next token of ``slot``."""
+        return self.length(slot) + self.evicted(slot)
+
     def capacity(self, slot: int) -> int:
         """Tokens for which ``slot`` has room."""
         return len(self._allocation(slot).pages) * self.page_size
@@ -146,6 +162,26 @@ class PagedKVCache:
         if not 0 <= length <= self.capacity(slot):
             raise UsageError(f"slot {slot} has room for {self.capacity(slot)} tokens, not {length}")
         self._allocation(slot).length = length
+
+    def compact(self, slot: int, kept: Tensor) -> None:
+        """Drop all tokens of ``slot`` but those at ``kept``, for good, and give the pages back that it has no use for.
+
+        The kept ones move to the front, in their order. The slot keeps room for what it could still take before.
+
+        Args:
+            kept: int64 ``[layers, kv_heads, n]``, ascending cache positions; each head keeps its own ``n`` tokens.
+
+        Raises:
+            UsageError: if ``kept`` is of another shape, or longer than what the slot holds.
+        """
+        allocation, held = self._allocation(slot), self.length(slot)
+        self.copy(slot, self, slot, kept)
+        allocation.evicted += held - allocation.length
+        needed = self.pages_for(max(allocation.length, allocation.reserved - allocation.evicted))
+        self._free_pages.update(allocation.pages[needed:])
+        self.block_table[slot, needed:] = 0
+        del allocation.pages[needed:]
+        allocation.runs = _runs(allocation.pages, self.page_size)
 
     def _allocation(self, slot: int) -> _Allocation:
         allocation = self._allocations[slot]
@@ -173,6 +209,30 @@ class PagedKVCache:
         self.values[layer][flat] = values.transpose(1, 2).flatten(0, 1)
         for store in self.stores.values():
             store.append(layer, slots, positions, rows, keys)
+
+    def copy(self, slot: int, source: PagedKVCache, source_slot: int, tokens: Tensor) -> None:
+        """Let ``slot`` hold tokens of another cache, or of this one, and nothing else; side stores follow.
+
+        Args:
+            tokens: int64 ``[layers, kv_heads, n]``, positions in ``source_slot`` for each head.
+
+        Raises:
+            UsageError: if ``tokens`` is of another shape, or longer than what the source holds.
+        """
+        layers, kv_heads, count = tokens.shape
+        held = source.length(source_slot)
+        if (layers, kv_heads) != (self.geometry.layers, self.geometry.kv_heads) or count > held:
+            raise UsageError(
+                f"a list of shape {list(tokens.shape)} does not fit {self.geometry.layers} layers, "
+                f"{self.geometry.kv_heads} KV heads and the {held} tokens of slot {source_slot}"
+            )
+        positions = torch.arange(count, device=self.device)[None]
+        ids, source_ids = (torch.tensor([s], device=self.device) for s in (slot, source_slot))
+        rows = self.rows(ids, positions)
+        for layer in range(layers):
+            keys, values = source.gather(layer, source_ids, tokens[layer][None])
+            self.append(layer, ids, positions, rows, keys, values)
+        self.set_length(slot, count)
 
     def segments(self, layer: int, slot: int, start: int, stop: int) -> list[Segment]:
         """Views of the tokens ``start`` to ``stop`` of ``slot``: nothing is copied."""

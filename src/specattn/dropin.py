@@ -24,6 +24,7 @@ from specattn.geometry import KVGeometry
 from specattn.kernels import sparse_attention as kernel
 from specattn.pairs.checks import check_config, check_modules
 from specattn.selection.base import LayerState, Method, Need, RoundState
+from specattn.selection.eviction import Evicting
 from specattn.selection.registry import parse_method
 from specattn.stores.base import pool_page
 
@@ -43,8 +44,8 @@ def sparse_attention(
         method: a method that needs no draft, or its name (options as keywords or as ``name:option=value``).
 
     Raises:
-        UsageError: if the method needs a draft, its name or options are unknown, or the model's attention is not
-            supported.
+        UsageError: if the method needs a draft or evicts, its name or options are unknown, or the model's attention
+            is not supported.
     """
     if isinstance(method, str):
         method = parse_method(method, **options)
@@ -54,6 +55,11 @@ def sparse_attention(
         raise UsageError(
             f"method {method.name!r} reads where a draft model looks; use specattn.generate with a pair, "
             "or a method that needs no draft: dense, streaming, oracle"
+        )
+    if isinstance(method, Evicting):
+        raise UsageError(
+            f"method {method.name!r} drops tokens from the KV cache, which here belongs to transformers; use "
+            f"specattn.generate with method={method.name!r}, or a method that only selects: streaming, topk, oracle"
         )
     pool_page(method.stores)
     name = model.config._name_or_path or model.config.model_type

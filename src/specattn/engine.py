@@ -154,7 +154,7 @@ class Engine:
 
     def _admit(self) -> list[Update]:
         updates = []
-        while self._waiting and self.speculator.target.cache.fits(self._room(self._waiting[0][1])):
+        while self._waiting and self._fits(self._waiting[0][1]):
             id, request = self._waiting.popleft()
             active = self._open(request)
             self._active[id] = active
@@ -166,6 +166,10 @@ class Engine:
                 continue
             updates.append(self._update(id, 0))
         return updates
+
+    def _fits(self, request: Request) -> bool:
+        # An evicting method leaves more room in the target's cache than in the draft's.
+        return all(runner.cache.fits(self._room(request)) for runner in self._runners)
 
     def _room(self, request: Request) -> int:
         longest = min(len(request.prompt) + request.max_new_tokens, self.pair.context_limit)
@@ -184,12 +188,12 @@ class Engine:
     def _prefill(self, active: ActiveRequest) -> None:
         started = perf_counter()
         prompt = active.request.prompt
-        # What the draft sees decides what is selected and accepted, and reading is cheap for it: it stays dense.
-        roles = (("target", self.prefill), ("draft", None))
-        logits, *_ = [
-            runner.prefill(active.slot, prompt, method=method, progress=self._report(role))
-            for (role, method), runner in zip(roles, self._runners, strict=False)
-        ]
+        logits = self.speculator.prefill(
+            active.slot, prompt, method=self.prefill, progress=self._report("target")
+        )
+        if self.speculator.draft is not None:
+            # What the draft sees decides what is selected and accepted, and reading is cheap for it: it stays dense.
+            self.speculator.draft.prefill(active.slot, prompt, progress=self._report("draft"))
         sampling = SamplingState.of([active.request.sampling], logits.device)
         probs = warp(logits[None, None, : self.pair.vocab_size], sampling)
         counter = torch.zeros(1, 1, dtype=torch.int64, device=logits.device)

@@ -80,13 +80,14 @@ class Registry(Generic[T]):
         cls = self.find(name)
         hints = get_type_hints(cls)
         fields = {entry.name: hints[entry.name] for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        wrapped = getattr(cls, "wrapped_defaults", {})
         values = {}
         for option, value in options.items():
             if option not in fields:
                 raise UsageError(
                     f"{name} has no option {option!r}{_closest(option, fields)}; its options: {', '.join(fields)}"
                 )
-            values[option] = self._convert(name, option, value, fields[option])
+            values[option] = self._convert(name, option, value, fields[option], wrapped)
         return cls(**values)
 
     def parse(self, text: str, **defaults: Any) -> T:
@@ -100,15 +101,23 @@ class Registry(Generic[T]):
         name, *parts = split(text, ":")
         return self.get(name, **{**defaults, **parse_options(parts)})
 
-    def _convert(self, name: str, option: str, value: Any, kind: Any) -> Any:
+    def _convert(self, name: str, option: str, value: Any, kind: Any, wrapped: Mapping[str, Any]) -> Any:
         if not isinstance(value, str):
             return value
         if isinstance(kind, type) and issubclass(kind, self.base):
-            return self.parse(value)
+            return self._parse_wrapped(value, wrapped)
         try:
             return _BOOLEANS[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise UsageError(f"{name}: {option}={value!r} is not of type {kind.__name__}") from None
+
+    def _parse_wrapped(self, text: str, defaults: Mapping[str, Any]) -> T:
+        """A member that another one wraps; ``defaults`` hold where it has such an option and its text is silent."""
+        cls = self.find(split(text, ":")[0])
+        if not getattr(cls, "selects", True):
+            return self.parse(text)  # as it is: what is wrong with it is that it cannot be wrapped
+        options = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return self.parse(text, **{name: value for name, value in defaults.items() if name in options})
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

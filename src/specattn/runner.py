@@ -50,22 +50,26 @@ class ModelRunner:
             stores=stores,
             page_size=page_size,
         )
-        self.meter = ReadMeter(self.geometry, slots, model.device)
+        # One more for the spare slot.
+        self.meter = ReadMeter(self.geometry, slots + 1, model.device)
         self.prefill_meter = PrefillMeter(slots, model.device)
 
     def step(
         self, slots: Sequence[int], starts: Sequence[int], rows: int, attend: Attend, *, metered: bool = True
     ) -> Step:
-        """Describe a pass over ``rows`` new tokens of each of ``slots``, at positions from ``starts`` on."""
+        """Describe a pass over ``rows`` new tokens of each of ``slots``, at text positions from ``starts`` on."""
         slot_ids = torch.tensor(slots, device=self.device)
         first = torch.tensor(starts, device=self.device)
-        positions = first[:, None] + torch.arange(rows, device=self.device)
+        text_positions = first[:, None] + torch.arange(rows, device=self.device)
+        evicted = [self.cache.evicted(slot) for slot in slots]
+        positions = text_positions - torch.tensor(evicted, device=self.device)[:, None]
         return Step(
             cache=self.cache,
             slots=slot_ids,
             host_slots=list(slots),
-            starts=list(starts),
+            starts=[start - gone for start, gone in zip(starts, evicted, strict=True)],
             positions=positions,
+            text_positions=text_positions,
             pool_rows=self.cache.rows(slot_ids, positions),
             attend=attend,
             meter=self.meter if metered else None,
@@ -79,7 +83,7 @@ class ModelRunner:
         """
         with running(step):
             output = self.model(
-                input_ids=tokens, position_ids=step.positions, use_cache=False, logits_to_keep=keep
+                input_ids=tokens, position_ids=step.text_positions, use_cache=False, logits_to_keep=keep
             )
         return output.logits
 
@@ -105,10 +109,9 @@ class ModelRunner:
         logits = None
         for first in range(0, len(tokens), chunk):
             piece = tokens[first : first + chunk]
-            start = self.cache.length(slot)
-            step = self.step([slot], [start], len(piece), attend, metered=False)
+            step = self.step([slot], [self.cache.position(slot)], len(piece), attend, metered=False)
             logits = self.forward(step, torch.tensor([list(piece)], device=self.device), keep=1)
-            self.cache.set_length(slot, start + len(piece))
+            self.cache.set_length(slot, self.cache.length(slot) + len(piece))
             if progress:
                 progress(len(piece))
         assert logits is not None, "prefill of no tokens"

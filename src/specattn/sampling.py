@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,16 @@ class SamplingState:
             uses_top_p=any(each.top_p < 1 for each in sampled),
         )
 
+    def like(self, other: SamplingState) -> SamplingState:
+        """These requests, with what ``other`` tells the host."""
+        return replace(self, sampled=other.sampled, max_top_k=other.max_top_k, uses_top_p=other.uses_top_p)
+
+    def load(self, other: SamplingState) -> None:
+        """Copy the parameters of ``other`` into the first places of these tensors."""
+        for name in ("temperature", "top_k", "top_p", "seed"):
+            values = getattr(other, name)
+            getattr(self, name)[: len(values)].copy_(values)
+
 
 def warp(logits: Tensor, state: SamplingState) -> Tensor:
     """Logits ``[batch, rows, vocabulary]`` to probabilities of that shape, float32.
@@ -123,6 +133,8 @@ class Stream(enum.IntEnum):
     DRAFT = 0
     ACCEPT = 1
     NEXT = 2
+    PILOT = 3
+    RESIDUAL = 4
 
 
 def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:

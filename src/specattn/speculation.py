@@ -8,19 +8,23 @@ first step reads both tokens again, so that every round has the same shape wheth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from specattn.acceptance import verify
+from specattn.acceptance import Verdict, verify
 from specattn.attention import Attend, DenseAttend, ExportAttend, SelectionObserver, SparseAttend
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
+from specattn.eviction import Eviction
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
-from specattn.runner import ModelRunner
+from specattn.prefill.base import PrefillMethod
+from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
+from specattn.selection.eviction import Evicting
 
 DRAWS_A_ROUND = LARGEST_GAMMA
 """Random numbers a stream may use in one round: one for each draft token."""
@@ -68,10 +72,21 @@ class Outcome:
     tokens: Tensor
     counts: Tensor
 
+    @classmethod
+    def of(cls, proposed: Tensor, verdict: Verdict) -> Outcome:
+        """The accepted ones of the tokens ``proposed`` ``[batch, gamma]``, and the one that follows them."""
+        tokens = torch.cat([proposed, proposed[:, :1]], dim=1)
+        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        return cls(tokens, verdict.accepted + 1)
+
 
 @dataclass
 class Speculator:
-    """Runs rounds of one draft and target with one method. ``draft`` may be missing: then gamma is 0."""
+    """Runs rounds of one draft and target with one method. ``draft`` may be missing: then gamma is 0.
+
+    Attributes:
+        eviction: what drops tokens of the target's cache, if the method does; the draft's cache keeps all of them.
+    """
 
     target: ModelRunner
     draft: ModelRunner | None
@@ -79,6 +94,23 @@ class Speculator:
     mapping: Mapping | None
     vocab_size: int
     observer: SelectionObserver | None = None
+    eviction: Eviction | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, Evicting):
+            self.eviction = Eviction(self.method, self.target)
+
+    def prefill(
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        *,
+        method: PrefillMethod | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Read a prompt into the target's cache, as :meth:`ModelRunner.prefill` does, and evict what must go."""
+        reader = self.eviction or self.target
+        return reader.prefill(slot, prompt, method=method, progress=progress)
 
     def round(self, batch: Batch, gamma: int) -> Outcome:
         """One round. The caches' lengths are left to :meth:`commit`, which knows what the host accepted."""
@@ -92,13 +124,15 @@ class Speculator:
         verdict = verify(
             proposal.tokens, proposal.probabilities, target_probs, u_accept, batch.uniform(Stream.NEXT, 0)
         )
-        tokens = torch.cat([proposal.tokens, proposal.tokens[:, :1]], dim=1)
-        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
-        return Outcome(tokens, verdict.accepted + 1)
+        return Outcome.of(proposal.tokens, verdict)
 
     def commit(self, slot: int, length: int) -> None:
-        """Keep ``length`` tokens of ``slot``: rejected ones leave no trace in either cache."""
-        self.target.cache.set_length(slot, length)
+        """Let the text of ``slot`` be ``length`` tokens long: rejected ones leave no trace in either cache."""
+        cache = self.target.cache
+        new = length - cache.position(slot)
+        cache.set_length(slot, cache.length(slot) + new)
+        if self.eviction is not None:
+            self.eviction.after_round(slot, new)
         if self.draft is not None:
             self.draft.cache.set_length(slot, length - 1)
 
@@ -107,16 +141,23 @@ class Speculator:
         if Need.DRAFT not in self.method.needs or self.draft is None or gamma == 0:
             return None
         return DraftAttention(
-            self.draft.geometry,
+            self._exported_heads,
             batch=len(lengths),
             rows=gamma,
             length=max(lengths) + gamma + 1,
             device=self.draft.device,
-            heads=self.method.draft_heads(self.mapping),
         )
+
+    @cached_property
+    def _exported_heads(self) -> ExportedHeads:
+        assert self.draft is not None
+        heads = self.method.draft_heads(self.mapping)
+        return ExportedHeads.of(self.draft.geometry, heads, self.draft.device)
 
     def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
         """How the target's pass of a round answers attention calls."""
+        if self.eviction is not None:
+            return self.eviction.attend
         if Need.DRAFT in self.method.needs and export is None:
             return DenseAttend()
         geometry = self.target.geometry

@@ -26,6 +26,7 @@ COMMANDS = [
     ["eval", "perplexity"],
     ["tune"],
     ["tune", "sparge"],
+    ["tune", "minference"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

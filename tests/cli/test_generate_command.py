@@ -195,6 +195,16 @@ def test_the_prompt_may_come_from_standard_input(generate, tiny: SimpleNamespace
     assert result.stdout == dense(tiny, "a long book").text + "\n"
 
 
+def test_only_the_first_tokens_of_a_document_are_read(
+    generate, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text("a long book about nothing", encoding="utf-8")
+    result = generate("why?", "--prompt-file", file, "--prompt-tokens", "6", "--method", "dense")
+    assert result.stdout == dense(tiny, "a long\n\nwhy?").text + "\n"
+    refused(generate("why?", "--prompt-tokens", "6"), "--prompt-tokens 6", "--prompt-file")
+
+
 def test_a_chat_template_wraps_the_prompt(tiny: SimpleNamespace, tmp_path: Path) -> None:
     tokenizer = tiny.pair.tokenizer
     template = "{% for m in messages %}the {{ m['role'] }} reads {{ m['content'] }} round{% endfor %}"

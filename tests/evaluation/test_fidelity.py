@@ -75,6 +75,8 @@ def assert_dense(result: FidelityResult) -> None:
 
 FULL = ["dense", "streaming:budget=1:dense_layers=0", "oracle:p=1:dense_layers=0"]
 FULL += ["specattn:p=1:dense_layers=0", "specattn-paper:p=1:dense_layers=0"]
+FULL += ["quest:budget=1:dense_layers=0", "twilight:base=full:p=1:dense_layers=0"]
+FULL += ["vattention:eps=1e-9:sink=2:window=4:least=4:dense_layers=0"]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -185,13 +187,41 @@ def test_the_oracle_keeps_the_mass_it_promises():
     assert result.kl > 0
 
 
-@pytest.mark.parametrize("name", ["oracle", "specattn", "specattn-paper"])
+def test_page_bounds_count_as_a_token_a_page():
+    (result,) = run(tiny_pair("llama"), ["quest:budget=12:page=4:dense_layers=0"])
+    read = full = 0
+    for start, count in SPANS:
+        partial = start % 4
+        read += (2 if partial else 3) * 4 + partial + count  # three pages and the round's own tokens
+        read += start // 4  # a minimum and a maximum are as large as a key and a value
+        full += start + count
+    assert result.kv_read_fraction == pytest.approx(read / full, rel=1e-6)
+
+
+def test_methods_with_stores_of_their_own_do_not_meet():
+    names = ["quest:budget=12:page=4", "twilight:base=(quest:budget=0.5:page=8):p=0.7", "twilight:base=full"]
+    together = run(tiny_pair("llama"), [*names, *names])
+    for name, first, again in zip(names, together[:3], together[3:], strict=True):
+        (alone,) = run(tiny_pair("llama"), [name])
+        assert alone == first == again
+        assert first.kl > 0 and first.kv_read_fraction < 1
+
+
+@pytest.mark.parametrize("name", ["oracle", "specattn", "specattn-paper", "twilight"])
 def test_more_mass_is_more_read_and_less_divergence(name):
     less, more = run(tiny_pair("llama", layers=4), [f"{name}:p=0.5", f"{name}:p=0.9"])
     assert less.kl > more.kl > 0
     assert less.kv_read_fraction < more.kv_read_fraction < 1
     assert less.attention_mass < more.attention_mass < 1
     assert less.options == {**more.options, "p": 0.5}
+
+
+def test_a_smaller_tolerance_is_more_read_and_less_divergence():
+    name = "vattention:verify=denominator:sink=2:window=4:least=4:sample=0.1"
+    less, more = run(tiny_pair("llama", layers=4), [f"{name}:eps=0.9", f"{name}:eps=0.2"])
+    assert less.kl > more.kl > 0
+    assert less.kv_read_fraction < more.kv_read_fraction < 1
+    assert more.options["base"] == "topk:budget=0.02:sink=0:window=0"
 
 
 def test_a_last_round_of_one_row_is_dense_for_methods_that_look_at_the_draft():

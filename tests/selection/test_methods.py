@@ -1,4 +1,4 @@
-"""Every method against the selection contract, and each against a plain reading of its definition."""
+"""Each method against a plain reading of its definition; the contract that all share is in test_matrix.py."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import itertools
 
 import pytest
 import torch
+from paged import SCALING, paged_round
+from plain import listed, smallest_nucleus
 from tiny import tiny_mapping, tiny_pair
-from variants import VARIANTS
 
-from specattn.draft_attention import DraftAttention
+from specattn.draft_attention import DraftAttention, ExportedHeads
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
 from specattn.selection.base import LayerState, Method, RoundState, Selection
-from specattn.selection.registry import METHODS, get_method, method_class, parse_method, split_methods
+from specattn.selection.registry import get_method, parse_method, split_methods
 
 LENGTHS, ROWS = [23, 41, 9], 3
 PAIR = tiny_pair("qwen2", layers=4)
@@ -22,26 +23,13 @@ DRAFT = KVGeometry.from_config(PAIR.draft.config, torch.float32)
 MAPPING = tiny_mapping(PAIR)
 
 
-class Keys:
-    """Random keys for each request, up to the end of its round."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        shape = (TARGET.kv_heads, TARGET.head_dim)
-        self.all = [torch.randn(n + ROWS, *shape, generator=generator) for n in LENGTHS]
-
-    def keys(self, layer: int) -> list[torch.Tensor]:
-        return self.all
-
-
 def round_state(method: Method) -> RoundState:
     draft = DraftAttention(
-        DRAFT,
+        ExportedHeads.of(DRAFT, method.draft_heads(MAPPING), torch.device("cpu")),
         batch=len(LENGTHS),
         rows=ROWS - 1,
         length=max(LENGTHS) + ROWS,
         device=torch.device("cpu"),
-        heads=method.draft_heads(MAPPING),
     )
     generator = torch.Generator().manual_seed(2)
     for request, (row, layer) in itertools.product(
@@ -50,54 +38,13 @@ def round_state(method: Method) -> RoundState:
         scores = 3 * torch.randn(DRAFT.query_heads, 1, LENGTHS[request] + row + 1, generator=generator)
         if draft.wants(layer):
             draft.record(layer, request, row, 0, scores.softmax(-1))
-    return RoundState(
-        starts=torch.tensor(LENGTHS, dtype=torch.int32),
-        rows=ROWS,
-        max_length=max(LENGTHS) + ROWS,
-        layers=TARGET.layers,
-        kv_heads=TARGET.kv_heads,
-        query_heads=TARGET.query_heads,
-        draft=draft,
-        mapping=MAPPING,
-    )
+    return paged_round(TARGET, LENGTHS, ROWS).state(draft, MAPPING)
 
 
 def select(method: Method, layer: int = 3) -> tuple[Selection, RoundState, LayerState]:
     state = round_state(method)
-    queries = torch.randn(
-        len(LENGTHS),
-        ROWS,
-        TARGET.query_heads,
-        TARGET.head_dim,
-        generator=torch.Generator().manual_seed(3),
-    )
-    layer_state = LayerState(state, method.prepare(state), layer, queries, 0.25, Keys())
+    layer_state = paged_round(TARGET, LENGTHS, ROWS, method.stores, seed=1).layer(method, layer, state)
     return method.select(layer_state), state, layer_state
-
-
-@pytest.mark.parametrize("text", VARIANTS)
-def test_the_contract(text):
-    method = parse_method(text)
-    selection, state, _ = select(method)
-    assert selection.indices.dtype == selection.counts.dtype == torch.int32
-    assert selection.indices.shape[:2] == selection.counts.shape == (len(LENGTHS), TARGET.kv_heads)
-    for request, head in itertools.product(range(len(LENGTHS)), range(TARGET.kv_heads)):
-        count = int(selection.counts[request, head])
-        chosen = selection.indices[request, head, :count].tolist()
-        length = int(state.lengths[request])
-        assert chosen == sorted(set(chosen)), "ascending, no duplicates"
-        assert chosen[0] >= 0 and chosen[-1] == length - 1
-        assert set(range(length - ROWS, length)) <= set(chosen), "the round's own tokens are visible"
-        assert (selection.indices[request, head, count:] == -1).all()
-        if request == 1:
-            assert count < length, "something of the longest context was left out"
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dense"])
-def test_a_full_budget_selects_everything(name):
-    option = {"budget": 1.0} if hasattr(method_class(name), "budget") else {"p": 1.0}
-    selection, state, _ = select(get_method(name, **option))
-    assert torch.equal(selection.counts, state.lengths[:, None].expand(-1, TARGET.kv_heads))
 
 
 def test_dense_has_no_sparse_layer_and_the_others_keep_the_first_two_dense():
@@ -172,24 +119,6 @@ def test_topk_takes_the_heaviest():
     assert state.rows == ROWS
 
 
-def smallest_nucleus(weights: torch.Tensor, p: float, forced: set[int]) -> set[int]:
-    """By sorting: the forced positions, then the heaviest until the mass is p of all."""
-    total = float(weights.double().sum())
-    chosen = set(forced)
-    mass = sum(float(weights[i]) for i in forced)
-    for i in weights.argsort(descending=True).tolist():
-        if mass >= p * total * (1 - 1e-6):
-            break
-        if i not in chosen:
-            chosen.add(i)
-            mass += float(weights[i])
-    return chosen
-
-
-def listed(selection: Selection, request: int, head: int) -> set[int]:
-    return set(selection.indices[request, head, : int(selection.counts[request, head])].tolist())
-
-
 @pytest.mark.parametrize("p", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("layer", [0, 3])
 def test_specattn_is_the_nucleus_of_the_mixed_mean_row(p, layer):
@@ -254,7 +183,7 @@ def test_the_oracle_holds_the_mass_it_promises(gqa):
             mass = 0.0
             for row in range(ROWS):
                 visible = LENGTHS[request] + row + 1
-                logits = keys[:visible] @ layer_state.queries[request, row, query_head] * 0.25
+                logits = keys[:visible] @ layer_state.queries[request, row, query_head] * SCALING
                 weights = logits.softmax(-1)
                 mass += sum(float(weights[i]) for i in chosen if i < visible) / ROWS
             kept.append(mass)

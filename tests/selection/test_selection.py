@@ -42,6 +42,20 @@ def test_a_mask_survives_the_round_trip_and_trimming(mask):
     assert torch.equal(short.to_mask(mask.shape[-1]), mask)
 
 
+@given(masks(), st.integers(0, 2**40))
+def test_a_narrowed_selection_keeps_the_wanted_entries_in_order(mask, bits):
+    offered = Selection.from_mask(mask)
+    wanted = torch.tensor([bits >> i & 1 for i in range(mask.numel())], dtype=torch.bool).view(mask.shape)
+    kept = offered.narrowed(wanted)
+    for b in range(mask.shape[0]):
+        for h in range(mask.shape[1]):
+            count = int(offered.counts[b, h])
+            expected = offered.indices[b, h, :count][wanted[b, h, :count]].tolist()
+            assert kept.indices[b, h, : len(expected)].tolist() == expected
+            assert int(kept.counts[b, h]) == len(expected)
+            assert (kept.indices[b, h, len(expected) :] == -1).all()
+
+
 def test_trimming_keeps_the_weights_in_step():
     mask = torch.tensor([[[True, False, True, False]]])
     full = Selection.from_mask(mask)

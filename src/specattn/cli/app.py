@@ -13,6 +13,7 @@ from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
 from specattn.cli.tune import sparge
+from specattn.cli.tune_minference import minference
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -56,4 +57,5 @@ evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)
+tuning.command(cls=Command)(minference)
 app.command(cls=Command)(info)

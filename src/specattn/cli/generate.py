@@ -45,6 +45,9 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="A document that comes before PROMPT; - reads standard input."),
     ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Take the first N tokens of that document.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens to generate.")] = 128,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the tokenizer's chat template.")
@@ -84,7 +87,7 @@ def generate(
 
     The text goes to stdout as it comes, statistics to stderr. Ctrl-C keeps what there is.
     """
-    text = read_prompt(prompt, prompt_file)
+    asked = read_prompt(prompt, prompt_file)
     draft_tokens = parse_gamma(gamma)
 
     from specattn.engine import Engine
@@ -100,6 +103,7 @@ def generate(
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
+    text = asked.cut(found.tokenizer, prompt_tokens).text
     request = Request(encode(found, text, chat=chat), max_new_tokens, sampling, tuple(stop or ()))
     request.check(found.context_limit)
     calibrated = resolve_mapping(found, selection, calibrated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from specattn.pairs.source import Source
+    from specattn.registry import Registry
 
 
 def info(
@@ -33,12 +34,14 @@ def info(
     """
     from specattn.environment import environment
     from specattn.pairs import BUILTIN
+    from specattn.prefill.registry import REGISTRY as PREFILLS
+    from specattn.selection.registry import REGISTRY as METHODS
 
     report: dict[str, Any] = {
         "environment": environment(),
         "pairs": {name: asdict(models) for name, models in BUILTIN.items()},
-        "methods": _methods(),
-        "prefills": _prefills(),
+        "methods": _defaults(METHODS),
+        "prefills": _defaults(PREFILLS),
     }
     models = Models(pair, target, draft, None, dtype)
     if models.named:
@@ -50,18 +53,9 @@ def info(
         print_json(report)
 
 
-def _methods() -> dict[str, dict[str, object]]:
-    """Each method's options with their defaults."""
-    from specattn.selection.registry import METHODS, method_class
-
-    return {name: {field.name: field.default for field in fields(method_class(name))} for name in METHODS}
-
-
-def _prefills() -> dict[str, dict[str, object]]:
-    """The same of each prefill method."""
-    from specattn.prefill.registry import PREFILLS, REGISTRY
-
-    return {name: {field.name: field.default for field in fields(REGISTRY.find(name))} for name in PREFILLS}
+def _defaults(family: Registry[Any]) -> dict[str, dict[str, object]]:
+    """Each member's options with their defaults."""
+    return {name: family.get(name).options() for name in family.known}
 
 
 def _pair(models: Models, mapping: Path | None) -> dict[str, Any]:

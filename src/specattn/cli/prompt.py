@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specattn.errors import UsageError
+from specattn.text import first_tokens
 
 if TYPE_CHECKING:
     from specattn.pairs import FoundPair
 
 
-def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The text to continue: the file's, then a blank line, then ``prompt``; ``-`` is standard input.
+@dataclass(frozen=True)
+class Prompt:
+    """A document, a question, or both: the document comes first, then a blank line."""
+
+    document: str | None
+    question: str | None
+
+    def cut(self, tokenizer: Any, tokens: int | None) -> Prompt:
+        """The same with the first ``tokens`` tokens of the document.
+
+        Raises:
+            UsageError: if there is no document.
+        """
+        if tokens is None:
+            return self
+        if self.document is None:
+            raise UsageError(f"--prompt-tokens {tokens} cuts a file; give one with --prompt-file")
+        document = tokenizer.decode(first_tokens(tokenizer, self.document, tokens), skip_special_tokens=True)
+        return Prompt(document, self.question)
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n\n".join(part for part in (self.document, self.question) if part is not None)
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> Prompt:
+    """What to continue: a file (``-`` is standard input), an argument, or both.
 
     Raises:
         UsageError: if there is no prompt, or it is empty or not text.
     """
-    parts = []
-    if file is not None:
-        parts.append(_read(file).rstrip("\n"))
-    if prompt is not None:
-        parts.append(_check(prompt.encode("utf-8", "surrogateescape"), "the prompt"))
-    if not parts:
+    if prompt is None and file is None:
         raise UsageError("there is no prompt; give PROMPT, or --prompt-file FILE (- for standard input)")
-    return "\n\n".join(parts)
+    document = None if file is None else _read(file).rstrip("\n")
+    question = None if prompt is None else _check(prompt.encode("utf-8", "surrogateescape"), "the prompt")
+    return Prompt(document, question)
 
 
 def encode(pair: FoundPair, text: str, *, chat: bool) -> list[int]:

@@ -13,12 +13,15 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
 from specattn.evaluation.documents import Document
+from specattn.evaluation.evicted_mass import EvictedMass
+from specattn.eviction import Eviction
 from specattn.kernels.dense_attention import attention_probabilities
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
@@ -29,6 +32,7 @@ from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
 from specattn.selection.checks import check_at_least
+from specattn.selection.eviction import Evicting
 from specattn.speculation import Speculator
 from specattn.stores.base import StoreSpec
 
@@ -155,17 +159,18 @@ class _Session:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
         self.prefix, self.prefill = context - rows, prefill
         self.progress = progress or (lambda what, count: None)
-        room = context + gamma + 1
-        self.target = ModelRunner(
-            pair.target, tokens=batch * room, slots=batch, max_length=room, stores=stores
-        )
-        self.draft = None
-        if pair.draft is not None:
-            self.draft = ModelRunner(pair.draft, tokens=batch * room, slots=batch, max_length=room)
+        self.batch = batch
+        self.target = self._runner(pair.target, stores)
+        self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
-        for runner in self.runners:
-            for _ in range(batch):
-                runner.cache.allocate(room)
+
+    def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
+        """``model`` with a cache in which every slot has room for a document."""
+        room, batch = self.context + self.gamma + 1, self.batch
+        runner = ModelRunner(model, tokens=batch * room, slots=batch, max_length=room, stores=stores)
+        for _ in range(batch):
+            runner.cache.allocate(room)
+        return runner
 
     def read(self, documents: Sequence[Document]) -> None:
         """Fill the caches with the documents' prefixes and compute the dense reference."""
@@ -181,7 +186,8 @@ class _Session:
         parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
-            parts.append(self._logits(self._step(self.target, start, count, DenseAttend()), start, count))
+            step = self._step(self.target, start, count, DenseAttend())
+            parts.append(self._logits(self.target, step, start, count))
             self.progress(f"{self._label}: dense reference", count)
         self.reference = torch.cat(parts, dim=1)
         self._rewind(self.prefix)
@@ -199,18 +205,45 @@ class _Session:
     def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
         mass = AttentionMass(len(self.slots), self.target.device)
-        speculator = Speculator(self.target, self.draft, method, mapping, self.pair.vocab_size, mass)
-        for runner in self.runners:
+        target = self._copy(method) if isinstance(method, Evicting) else self.target
+        speculator = Speculator(target, self.draft, method, mapping, self.pair.vocab_size, mass)
+        for runner in (target, *self.runners[1:]):
             for slot in self.slots:
                 runner.meter.reset(slot)
+        if speculator.eviction is not None:
+            self._evict(speculator.eviction, mass)
         sums = torch.zeros(len(self.slots), 5, dtype=torch.float64, device=self.target.device)
         for start in range(self.prefix, self.context, self.gamma + 1):
             count = min(self.gamma + 1, self.context - start)
             sums += self._compare(start, self._decode(speculator, start, count))
+            for slot in self.slots:
+                speculator.commit(slot, start + count)
             self.progress(f"{self._label}: {method.name}", count)
         self._rewind(self.prefix)
         means = (sums / self.rows).tolist()
-        return [self._result(method, slot, means[slot], mass.mean(slot)) for slot in self.slots]
+        meters = target.meter, self.draft.meter if self.draft else None
+        return [
+            self._result(method, slot, means[slot], mass.mean(slot), read_fractions(*meters, slot))
+            for slot in self.slots
+        ]
+
+    def _copy(self, method: Evicting) -> ModelRunner:
+        """A target with a cache of its own to evict from: it holds what of the prefix ``method`` need not observe."""
+        runner = self._runner(self.pair.target)
+        held = min(self.prefix - method.observed(self.prefix), self.prefix - 1)
+        geometry, device = runner.geometry, runner.device
+        tokens = torch.arange(held, device=device).expand(geometry.layers, geometry.kv_heads, -1)
+        for slot in self.slots:
+            runner.cache.copy(slot, self.target.cache, slot, tokens)
+        return runner
+
+    def _evict(self, eviction: Eviction, mass: AttentionMass) -> None:
+        """Read the rest of the prefix and drop what is not kept of it."""
+        for slot, name in zip(self.slots, self.names, strict=True):
+            report = partial(self.progress, f"{name}: {eviction.method.name} prefill")
+            report(eviction.target.cache.length(slot))
+            eviction.prefill(slot, self.tokens[slot, : self.prefix].tolist(), progress=report)
+        eviction.attend = EvictedMass(eviction.attend, self.target.cache, mass.add)
 
     @property
     def _label(self) -> str:
@@ -226,7 +259,8 @@ class _Session:
         lengths = [start] * len(self.slots)
         export = self._draft_rows(speculator, start, count - 1)
         attend = speculator.sparse_attend(lengths, count, export)
-        return self._logits(self._step(self.target, start, count, attend, metered=True), start, count)
+        step = self._step(speculator.target, start, count, attend, metered=True)
+        return self._logits(speculator.target, step, start, count)
 
     def _draft_rows(self, speculator: Speculator, start: int, steps: int) -> DraftAttention | None:
         """The draft's attention in ``steps`` steps from position ``start`` on, in one pass over the known tokens."""
@@ -238,8 +272,8 @@ class _Session:
         self.draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)
         return export
 
-    def _logits(self, step: Step, start: int, count: int) -> Tensor:
-        logits = self.target.forward(step, self.tokens[:, start : start + count], count)
+    def _logits(self, target: ModelRunner, step: Step, start: int, count: int) -> Tensor:
+        logits = target.forward(step, self.tokens[:, start : start + count], count)
         return logits[..., : self.pair.vocab_size]
 
     def _compare(self, start: int, logits: Tensor) -> Tensor:
@@ -254,8 +288,9 @@ class _Session:
         ]
         return torch.stack(figures)
 
-    def _result(self, method: Method, slot: int, means: list[float], mass: float) -> FidelityResult:
-        fractions = read_fractions(self.target.meter, self.draft.meter if self.draft else None, slot)
+    def _result(
+        self, method: Method, slot: int, means: list[float], mass: float, fractions: tuple[float, float]
+    ) -> FidelityResult:
         kl, variation, agreement, nll, nll_dense = means
         return FidelityResult(
             method=method.name,
@@ -311,12 +346,18 @@ class AttentionMass:
         self._count = 0
 
     def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
+        shares = []
         for request, start in enumerate(step.starts):
             segments, first = step.segments(call.layer, request, None)
             exact = attention_probabilities(call.query[request], segments, start, first, call.scaling)
             mask = selection.to_mask(exact.shape[-1])[request]
             kept = exact.unflatten(0, (mask.shape[0], -1)) * mask[:, None, None]
-            self._sums[request] += kept.sum(-1).mean()
+            shares.append(kept.sum(-1).mean())
+        self.add(shares)
+
+    def add(self, shares: Sequence[Tensor]) -> None:
+        """Count one layer of a round, with the share of each request."""
+        self._sums += torch.stack(list(shares))
         self._count += 1
 
     def mean(self, request: int) -> float:

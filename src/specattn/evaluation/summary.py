@@ -26,7 +26,7 @@ def label(result: FidelityResult) -> str:
 
     The prefill follows where it is not dense.
     """
-    defaults = {field.name: field.default for field in fields(method_class(result.method))}
+    defaults = method_class(result.method)().options()
     shown = {
         name: value
         for name, value in result.options.items()

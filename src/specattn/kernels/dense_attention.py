@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 Segments = Sequence[tuple[Tensor, Tensor]]
@@ -46,6 +47,13 @@ def dense_attention(
             query.transpose(0, 1)[None], key, value, is_causal=True, scale=scaling, enable_gqa=True
         )
         return out[0].transpose(0, 1)
+    if query.is_cuda and rows > FEW_ROWS and window is None:
+        # A prompt's later chunks: the same kernels as its first, which take no mask of this size.
+        bias = causal_lower_right(rows, length)
+        out = scaled_dot_product_attention(
+            query.transpose(0, 1)[None], key, value, attn_mask=bias, scale=scaling, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
     # The query heads of a group become rows of their KV head: each key is read once.
     mask = causal_mask(rows, length, start - first, query.device, window).repeat(query_heads // kv_heads, 1)
     folded = fold_group(query, kv_heads)[None]
@@ -60,13 +68,19 @@ def attention_probabilities(
 
     Arguments as in :func:`dense_attention`; ``window`` limits each row to its last ``window`` tokens.
     """
+    return attention_logits(query, segments, start, first, scaling, window).softmax(-1)
+
+
+def attention_logits(
+    query: Tensor, segments: Segments, start: int, first: int, scaling: float, window: int | None = None
+) -> Tensor:
+    """What :func:`attention_probabilities` is the softmax of; -inf where a row does not see a token."""
     rows, query_heads, _ = query.shape
     kv_heads = segments[0][0].shape[1]
     folded = fold_group(query, kv_heads).float() * scaling
     logits = torch.cat([folded @ key.permute(1, 2, 0).float() for key, _ in segments], dim=-1)
     mask = causal_mask(rows, logits.shape[-1], start - first, query.device, window)
-    logits = logits.view(query_heads, rows, -1).masked_fill(~mask, float("-inf"))
-    return logits.softmax(-1)
+    return logits.view(query_heads, rows, -1).masked_fill(~mask, float("-inf"))
 
 
 def weighted_values(probabilities: Tensor, segments: Segments) -> Tensor:

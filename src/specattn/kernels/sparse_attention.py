@@ -18,7 +18,7 @@ def sparse_attention(
         query: ``[batch, rows, query_heads, head_dim]``.
         keys, values: ``[batch, kv_heads, capacity, head_dim]``, gathered at ``selection.indices``.
         selection: which tokens these are; entries of -1 are padding. A row sees the selected tokens up to its own
-            position. ``log_weights`` are added to the logits.
+            position; one that sees none gives zeros. ``log_weights`` are added to the logits.
         positions: ``[batch, rows]``, the rows' token positions.
         scaling: factor of the logits.
 
@@ -34,6 +34,7 @@ def sparse_attention(
         logits = logits + selection.log_weights[:, :, None, None].float()
     visible = (indices >= 0) & (indices <= positions[:, None, None, :, None])
     probabilities = logits.masked_fill(~visible, float("-inf")).softmax(-1)
+    probabilities = probabilities.masked_fill(~visible, 0)  # NaN in a row that sees nothing
     out = probabilities @ values.float()[:, :, None]
     return out.permute(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim).to(query.dtype)
 

@@ -10,6 +10,8 @@ from specattn.registry import Registry
 PREFILLS: dict[str, str] = {
     "dense": "specattn.prefill.dense:Dense",
     "sparge": "specattn.prefill.sparge:Sparge",
+    "minference": "specattn.prefill.minference:MInference",
+    "flexprefill": "specattn.prefill.flexprefill:FlexPrefill",
 }
 """Where each prefill method lives; its module is imported when it is asked for."""
 

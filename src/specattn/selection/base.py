@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Collection
+from collections.abc import Mapping as Options
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -58,6 +60,13 @@ class Selection:
         """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""
         assert self.log_weights is None, "weights are made for one head at a time"
         return Selection(self.indices.expand(-1, kv_heads, -1), self.counts.expand(-1, kv_heads))
+
+    def narrowed(self, mask: Tensor) -> Selection:
+        """The entries that ``mask`` ``[batch, kv_heads, capacity]`` keeps; padding stays out."""
+        assert self.log_weights is None, "weights are made for the final list"
+        kept = Selection.from_mask(mask & (self.indices >= 0))
+        chosen = self.indices.gather(-1, kept.indices.clamp(min=0).long())
+        return Selection(chosen.masked_fill(kept.indices < 0, -1), kept.counts)
 
     def to_mask(self, length: int) -> Tensor:
         """The boolean mask ``[batch, kv_heads, length]`` of the selected positions."""
@@ -156,6 +165,8 @@ class Method:
     name: ClassVar[str]
     selects: ClassVar[bool] = True
     """Whether ``select`` returns plain lists, so that another method may wrap this one and narrow them further."""
+    wrapped_defaults: ClassVar[Options[str, object]] = {}
+    """For a method that wraps another: options that the other is given where its text leaves them out."""
 
     dense_layers: int = 2
 
@@ -191,10 +202,19 @@ class Method:
     def options(self) -> dict[str, object]:
         """The options with their values, for reports; a wrapped method as its text."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value.spec() if isinstance(value, Method) else value for name, value in values.items()}
+        return {
+            name: value.spec(self.wrapped_defaults) if isinstance(value, Method) else value
+            for name, value in values.items()
+        }
 
-    def spec(self) -> str:
-        """The method as text that makes it again: its name, and the options that differ from their defaults."""
+    def spec(self, always: Collection[str] = ()) -> str:
+        """The method as text that makes it again: its name, and the options that differ from their defaults.
+
+        Args:
+            always: options that are written even if they do not differ.
+        """
         defaults = type(self)().options()
-        changed = {name: value for name, value in self.options().items() if value != defaults[name]}
+        changed = {
+            name: value for name, value in self.options().items() if name in always or value != defaults[name]
+        }
         return ":".join([self.name, *(f"{name}={quoted(value)}" for name, value in changed.items())])

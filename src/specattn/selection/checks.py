@@ -13,6 +13,12 @@ def check_probability(method: str, option: str, value: float) -> None:
         raise UsageError(f"{method}: {option}={value} is outside (0, 1]; use for example {option}=0.95")
 
 
+def check_inside(method: str, option: str, value: float) -> None:
+    """Refuse a value outside (0, 1), ends excluded."""
+    if not 0 < value < 1:
+        raise UsageError(f"{method}: {option}={value} is outside (0, 1); use for example {option}=0.05")
+
+
 def check_choice(method: str, option: str, value: str, choices: Collection[str]) -> None:
     """Refuse a value that is not one of ``choices``."""
     if value not in choices:

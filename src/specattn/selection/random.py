@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from specattn.kernels.nucleus import top_k
 from specattn.sampling import uniform
@@ -51,17 +52,26 @@ class Random(Method):
         return state.prepared.of_layer(state.layer)
 
 
-def random_weights(state: RoundState, seed: int, per_head: int | None = None) -> torch.Tensor:
+def random_weights(state: RoundState, seed: int, per_head: int | None = None) -> Tensor:
     """Independent uniform numbers ``[batch, layers, kv_heads, n]``, ``n`` the round's length or ``per_head``.
 
     They depend on the seed and on where a request's round begins, not on its neighbours.
     """
-    count = per_head or state.max_length
-    device = state.starts.device
-    lists = torch.arange(state.layers * state.kv_heads, device=device)[:, None]
+    lists = torch.arange(state.layers * state.kv_heads, device=state.starts.device)
+    numbers = _numbers(state, seed, lists, per_head or state.max_length)
+    return numbers.unflatten(1, (state.layers, state.kv_heads))
+
+
+def layer_weights(state: RoundState, layer: int, seed: int, stream: int) -> Tensor:
+    """The numbers ``[batch, kv_heads, length]`` of one layer; each ``stream`` has its own, see ``sampling.Stream``."""
+    first = layer * state.kv_heads
+    lists = torch.arange(first, first + state.kv_heads, device=state.starts.device)
+    return _numbers(state, seed, lists, state.max_length, stream)
+
+
+def _numbers(state: RoundState, seed: int, lists: Tensor, count: int, stream: int = 0) -> Tensor:
+    """``[batch, lists, count]``."""
     # 2**32 numbers a list are never used up, so lists do not overlap.
-    counters = (lists * 2**32 + torch.arange(count, device=device)).view(
-        1, state.layers, state.kv_heads, count
-    )
+    counters = lists[:, None] * 2**32 + torch.arange(count, device=lists.device)
     seeds = torch.full_like(state.starts, seed, dtype=torch.int64) * 2**32 + state.starts
-    return uniform(seeds, counters)
+    return uniform(seeds, counters[None], stream)

@@ -25,8 +25,13 @@ METHODS: dict[str, str] = {
     "longformer": "specattn.selection.longformer:Longformer",
     "bigbird": "specattn.selection.bigbird:BigBird",
     "random": "specattn.selection.random:Random",
+    "quest": "specattn.selection.quest:Quest",
+    "twilight": "specattn.selection.twilight:Twilight",
+    "h2o": "specattn.selection.h2o:H2O",
+    "snapkv": "specattn.selection.snapkv:SnapKV",
     "topk": "specattn.selection.topk:TopK",
     "oracle": "specattn.selection.oracle:Oracle",
+    "vattention": "specattn.selection.vattention:VAttention",
 }
 """Where each method lives; its module is imported when it is asked for."""
 

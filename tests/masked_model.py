@@ -24,6 +24,11 @@ def causal(length: int, window: int | None = None) -> Tensor:
 
 def masked_logits(model: PreTrainedModel, tokens: list[int], masks: list[Tensor]) -> Tensor:
     """Logits ``[length, vocab]`` if layer i sees what ``masks[i]`` ``[heads or 1, length, length]`` lets it see."""
+    return masked_pass(model, tokens, masks)[0]
+
+
+def masked_pass(model: PreTrainedModel, tokens: list[int], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same, and the attention ``[layers, heads, length, length]`` under the masks."""
     before = model.config._attn_implementation
     hooks = [
         layer.self_attn.register_forward_pre_hook(_see(mask), with_kwargs=True)
@@ -32,7 +37,8 @@ def masked_logits(model: PreTrainedModel, tokens: list[int], masks: list[Tensor]
     model.set_attn_implementation("eager")
     try:
         with torch.inference_mode():
-            return model(torch.tensor([tokens])).logits[0]
+            output = model(torch.tensor([tokens]), output_attentions=True)
+            return output.logits[0], torch.cat(output.attentions)
     finally:
         model.set_attn_implementation(before)
         for hook in hooks:

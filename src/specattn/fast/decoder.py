@@ -1,0 +1,156 @@
+"""A transformers decoder, transformed once for decoding: merged products, fused operations between them.
+
+The modules as they come launch some thirty kernels a layer; this is nine. Weights are shared, not copied: the merged
+tensors take the place of their parts in the modules, which go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from transformers import PreTrainedModel
+
+from specattn.fast.operations import Operations, operations_for
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+"""Decoders of RMS norms, rotary embeddings over whole heads and gated products, one after the other."""
+
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles do not depend on the length of the text."""
+
+AttendLayer = Callable[[int, Tensor], Tensor]
+"""Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
+
+
+@dataclass(frozen=True)
+class FastLayer:
+    """The tensors of one decoder layer."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor | None
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    head_norms: tuple[Tensor, Tensor, float] | None
+
+
+def unsupported(model: PreTrainedModel) -> str | None:
+    """Why ``model`` cannot take the fast path; ``None`` if it can."""
+    config = model.config
+    if config.model_type not in ARCHITECTURES:
+        return f"the fast path knows {', '.join(ARCHITECTURES)}, not {config.model_type}"
+    rope = model.get_decoder().rotary_emb.rope_type
+    if rope not in STATIC_ROPES:
+        return f"its rotary embedding is {rope}, which depends on the text's length"
+    attention = model.get_decoder().layers[0].self_attn
+    if attention.head_dim & (attention.head_dim - 1):
+        return f"its heads have {attention.head_dim} channels, which is no power of two"
+    if _slides(config):
+        return "it has sliding-window layers"
+    if config.hidden_act not in ("silu", "swish") or getattr(config, "mlp_bias", False):
+        return "its gated product is not SiLU without biases"
+    return None
+
+
+def _slides(config: Any) -> bool:
+    """Whether any layer sees a window only; some configurations say so for each layer, Mistral's for all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) is not None
+
+
+class FastDecoder:
+    """Runs a model's layers over a paged cache.
+
+    Args:
+        model: one for which :func:`unsupported` has no objection.
+        length: positions that the rotary tables cover.
+    """
+
+    def __init__(self, model: PreTrainedModel, length: int) -> None:
+        decoder = model.get_decoder()
+        self.eps: float = model.config.rms_norm_eps
+        self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+        self.head: Tensor = model.get_output_embeddings().weight
+        self.norm = decoder.norm.weight
+        self.layers = [_merge(layer) for layer in decoder.layers]
+        self.head_dim: int = decoder.layers[0].self_attn.head_dim
+        self.operations: Operations = operations_for(model.device)
+        positions = torch.arange(length, device=model.device)[None]
+        # In float32: the tables are rounded to the model's dtype where they are used.
+        tables = decoder.rotary_emb(torch.empty(0, device=model.device), positions)
+        self.cosine, self.sine = (table[0].float().contiguous() for table in tables)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        attend: AttendLayer,
+    ) -> Tensor:
+        """Hidden states ``[batch, rows, hidden]`` of ``tokens`` ``[batch, rows]``, normalised for the output head.
+
+        Args:
+            positions: int64 ``[batch, rows]``.
+            rows: int64 ``[batch, rows]``, pool rows of the new tokens.
+            keys, values: the pool, a tensor a layer.
+            attend: called in each layer after its keys and values are in the pool.
+        """
+        shape, operations = tokens.shape, self.operations
+        positions, rows = positions.flatten(), rows.flatten()
+        change, stream = embedding(tokens.flatten(), self.embedding), None
+        for number, layer in enumerate(self.layers):
+            normed, stream = operations.add_norm(change, stream, layer.input_norm, self.eps)
+            qkv = linear(normed, layer.qkv, layer.qkv_bias)
+            query = operations.rope_append(
+                qkv, self.cosine, self.sine, positions, rows, keys[number], values[number], layer.head_norms
+            )
+            attended = attend(number, query.view(*shape, -1, self.head_dim))
+            change = linear(attended.reshape(shape.numel(), -1), layer.out, layer.out_bias)
+            normed, stream = operations.add_norm(change, stream, layer.post_norm, self.eps)
+            change = linear(operations.gated(linear(normed, layer.gate_up)), layer.down)
+        normed, _ = operations.add_norm(change, stream, self.norm, self.eps)
+        return normed.view(*shape, -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., hidden]`` to ``[..., vocabulary]``."""
+        return linear(hidden, self.head)
+
+
+def _merge(layer: Any) -> FastLayer:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    biases = [projection.bias for projection in projections]
+    norms = None
+    if hasattr(attention, "q_norm"):
+        norms = (attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon)
+    return FastLayer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=_joined([projection.weight for projection in projections]),
+        qkv_bias=None if biases[0] is None else _joined(biases),
+        out=attention.o_proj.weight,
+        out_bias=attention.o_proj.bias,
+        post_norm=layer.post_attention_layernorm.weight,
+        gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight,
+        head_norms=norms,
+    )
+
+
+def _joined(parts: list[nn.Parameter]) -> Tensor:
+    """The parts one below the other; each becomes a view of the whole, so that no byte is held twice."""
+    whole = torch.cat([part.data for part in parts])
+    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = view
+    return whole

@@ -1,0 +1,39 @@
+"""Rounds as CUDA graphs: captured once for each shape, replayed without the host's launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from specattn.speculation import Outcome
+
+WARM_UPS = 2
+"""Runs before a capture: kernels are compiled and libraries make their handles in the first."""
+
+
+class CapturedRound:
+    """A round as one graph.
+
+    Args:
+        run: the round; reads and writes tensors that keep their place.
+        memory: what ``torch.cuda.graph_pool_handle`` returned; all graphs of an engine share one, since no two of
+            them run at once.
+    """
+
+    def __init__(self, run: Callable[[], Outcome], memory: Any) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=memory):
+            self._outcome = run()
+
+    def __call__(self) -> Outcome:
+        """Run the round; the outcome's tensors are overwritten by the next."""
+        self._graph.replay()
+        return self._outcome

@@ -1,0 +1,47 @@
+"""A model on the fast path: its merged decoder over its paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specattn.fast.decoder import AttendLayer, FastDecoder
+from specattn.runner import ModelRunner
+
+
+@dataclass(frozen=True)
+class FastModel:
+    """What a round asks of a model."""
+
+    runner: ModelRunner
+    decoder: FastDecoder
+    vocab_size: int
+
+    @classmethod
+    def of(cls, runner: ModelRunner, vocab_size: int) -> FastModel:
+        """The fast form of a runner's model; :func:`specattn.fast.decoder.unsupported` must have no objection."""
+        cache = runner.cache
+        length = cache.block_table.shape[1] * cache.page_size
+        return cls(runner, FastDecoder(runner.model, length), vocab_size)
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the attention logits."""
+        return self.decoder.head_dim**-0.5
+
+    def logits(
+        self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer, keep: int
+    ) -> Tensor:
+        """Logits ``[batch, keep, vocabulary]`` of the last rows of ``tokens`` ``[batch, rows]`` at ``positions``."""
+        cache = self.runner.cache
+        hidden = self.decoder(
+            tokens, positions, cache.rows(slots, positions), cache.keys, cache.values, attend
+        )
+        return self.decoder.logits(hidden[:, -keep:])[..., : self.vocab_size]
+
+
+def steps(starts: Tensor, rows: int) -> Tensor:
+    """Positions ``[batch, rows]`` from ``starts`` ``[batch]`` on."""
+    return starts[:, None] + torch.arange(rows, device=starts.device)

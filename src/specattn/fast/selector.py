@@ -1,0 +1,100 @@
+"""From the draft's scores to the lists of all layers, in two launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specattn.fast.draft import ExportedScores
+from specattn.fast.operations import Operations
+from specattn.geometry import KVGeometry
+from specattn.mapping.artifact import Mapping
+from specattn.selection.base import Method, Selection
+from specattn.selection.specattn import SpecAttn
+
+
+def unsupported(method: Method) -> str | None:
+    """Why the fast path cannot select for ``method``; ``None`` if it can."""
+    if method.name == "dense":
+        return None
+    if not isinstance(method, SpecAttn):
+        return f"method {method.name!r} has no fast path yet: dense and specattn have"
+    wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean"}
+    for option, value in wanted.items():
+        if getattr(method, option) != value:
+            return f"{method.name} has a fast path for {option}={value} only"
+    return None
+
+
+@dataclass(frozen=True)
+class Selector:
+    """The nucleus of the mapped scores, for all layers at once.
+
+    Attributes:
+        weights: float32 ``[layers * kv_heads, exported heads]``.
+        mapped: float32 ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
+        indices, counts: int32 ``[batch, layers * kv_heads, length]`` and ``[batch, layers * kv_heads]``.
+    """
+
+    method: SpecAttn
+    operations: Operations
+    geometry: KVGeometry
+    weights: Tensor
+    mapped: Tensor
+    indices: Tensor
+    counts: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        method: SpecAttn,
+        mapping: Mapping,
+        operations: Operations,
+        geometry: KVGeometry,
+        batch: int,
+        length: int,
+    ) -> Selector:
+        """Lists of at most ``length`` tokens."""
+        weights = mixture_weights(method, mapping).flatten(0, 1).float().contiguous()
+        lists = (batch, len(weights))
+        device = weights.device
+        return cls(
+            method,
+            operations,
+            geometry,
+            weights,
+            torch.zeros(*lists, length, device=device),
+            torch.full((*lists, length), -1, dtype=torch.int32, device=device),
+            torch.zeros(lists, dtype=torch.int32, device=device),
+        )
+
+    def select(self, scores: ExportedScores, lengths: Tensor, rows: int) -> Selection:
+        """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens."""
+        # The draft's last row has seen the last proposal but one.
+        seen, ends = (lengths + rows - 1).int(), (lengths + rows).int()
+        self.operations.head_mixture(scores.logits, scores.lse, self.weights, seen, out=self.mapped)
+        self.operations.nucleus_lists(
+            self.mapped,
+            self.method.p,
+            ends,
+            sink=self.method.sink,
+            recent=self.method.window + rows,
+            indices=self.indices,
+            counts=self.counts,
+        )
+        shape = (self.geometry.layers, self.geometry.kv_heads)
+        return Selection(self.indices.unflatten(1, shape), self.counts.unflatten(1, shape))
+
+
+def mixture_weights(method: SpecAttn, mapping: Mapping) -> Tensor:
+    """Weights ``[layers, kv_heads, exported heads]`` of the method's map."""
+    if method.map == "global":
+        return mapping.global_kv
+    if method.map == "heads":
+        return mapping.heads_kv
+    geometry = mapping.metadata.geometry
+    layer = torch.eye(geometry.draft_layers, device=mapping.heads_kv.device)[mapping.layer_map]
+    by_head = layer.repeat_interleave(geometry.draft_heads, 1) / geometry.draft_heads
+    return by_head[:, None].expand(-1, geometry.kv_heads, -1)

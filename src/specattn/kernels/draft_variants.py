@@ -1,0 +1,111 @@
+"""What a GPU would compile of the draft's kernels, so that it can be compiled where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from specattn.kernels.export_attention_triton import export_attention_kernel
+from specattn.kernels.head_mixture_triton import head_mixture_kernel
+from specattn.kernels.page_bounds_triton import page_bounds_kernel
+from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
+from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
+from specattn.kernels.split_kv import block_rows, tile_tokens
+from specattn.kernels.value_attention_triton import value_attention_kernel
+
+Variant = tuple[Any, dict[str, str], dict[str, Any], int, int, tuple[str, ...], None, int]
+"""Kernel, signature, constants, warps, stages, aligned arguments, no limit of registers, bytes that may spill."""
+
+POINTERS = {
+    "block_table": "*i32",
+    "slots": "*i64",
+    "lengths": "*i32",
+    "rows": "*i64",
+    "indices": "*i32",
+    "counts": "*i32",
+    "places": "*i32",
+    "arrivals": "*i32",
+    "parts": "*fp32",
+    "part_lse": "*fp32",
+    "lse": "*fp32",
+    "lse_out": "*fp32",
+    "export_lse": "*fp32",
+    "weights": "*fp32",
+    "codes": "*i8",
+    "logits": "*fp16",
+    "logits_in": "*fp16",
+    "logits_out": "*fp16",
+    "export_logits": "*fp16",
+}
+"""Those that have the same type for every cache."""
+
+ALIGNED = (
+    "query_batch",
+    "query_row",
+    "query_head",
+    "pool_row",
+    "length",
+    "out_length",
+    "logits_length",
+    "export_length",
+    "logits_batch",
+    "logits_row",
+    "logits_head",
+    "export_batch",
+    "export_head",
+)
+"""Numbers that are multiples of 16, as pointers are of 16 bytes; without them loads and stores are narrow."""
+
+FEW_BYTES = 8
+MANY_ROWS_BYTES = 512
+"""What may spill: nine rows of a group of eight do not fit into an A100's registers as well as into an H100's."""
+
+# rows, query heads, KV heads, channels: Qwen2.5-0.5B and Llama-3.2-1B, and the extremes of what is taken
+SHAPES = [(1, 14, 2, 64), (2, 32, 8, 64), (1, 4, 1, 256), (9, 64, 8, 128)]
+NO_EXPORT = {"places": None, "logits_out": None, "lse_out": None}
+
+
+def variants(dtype: str = "bf16") -> Iterator[Variant]:
+    """The kernels as their launchers call them, for 16 programs a request and KV head."""
+    for shape in SHAPES:
+        yield from _attention(dtype, *shape)
+    for bits in (4, 8):
+        yield _variant(quantise_keys_kernel, dtype, {"D": 64, "BITS": bits, "BLOCK": 32}, {"ranges": "*fp16"})
+    yield _variant(page_bounds_kernel, dtype, {"D": 64, "PAGE": 16})
+    for heads, tokens, targets in ((64, 128, 64), (512, 16, 16), (16, 128, 16)):
+        sizes = {"ROWS": 4, "BLOCK_H": heads, "BLOCK_T": targets, "BLOCK_L": tokens, "PRECISION": "tf32"}
+        yield _variant(head_mixture_kernel, dtype, sizes, {"out": "*fp32"}, warps=8, stages=1)
+
+
+def _attention(dtype: str, rows: int, query_heads: int, kv_heads: int, head_dim: int) -> Iterator[Variant]:
+    block = block_rows(rows, query_heads, kv_heads)
+    tokens = tile_tokens(head_dim, torch.bfloat16)
+    sizes: dict[str, Any] = {"ROWS": rows, "GROUP": query_heads // kv_heads, "D": head_dim, "PAGE": 16}
+    sizes |= {"BLOCK_M": block, "BLOCK_N": tokens, "BLOCK_S": 16}
+    warps = 8 if block > 32 else 4
+    dense = sizes | {"BLOCK_S": 8}
+    for export in ({}, NO_EXPORT):
+        stages = 5 if block <= 32 else 3
+        yield _variant(export_attention_kernel, dtype, dense | export, warps=warps, stages=stages)
+    yield _variant(value_attention_kernel, dtype, sizes | {"STAGES": 8}, warps=warps)
+    for bits in (4, 8):
+        scores = sizes | {"BITS": bits, "STAGES": 5, "BLOCK_N": min(128, 2 * tokens)}
+        yield _variant(quantised_scores_kernel, dtype, scores, {"ranges": "*i32"}, warps=warps)
+
+
+def _variant(
+    kernel: Any,
+    dtype: str,
+    constants: dict[str, Any],
+    types: dict[str, str] | None = None,
+    warps: int = 4,
+    stages: int = 3,
+) -> Variant:
+    data = dict.fromkeys(("query", "keys", "values", "out", "lower", "upper"), f"*{dtype}")
+    known = POINTERS | data | {"scaling": "fp32"} | (types or {}) | dict.fromkeys(constants, "constexpr")
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    aligned = tuple(name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED)
+    spills = MANY_ROWS_BYTES if constants.get("BLOCK_M", 0) > 32 else FEW_BYTES
+    return kernel, signature, constants, warps, stages, aligned, None, spills

@@ -1,0 +1,87 @@
+"""What a GPU would compile of the paged attention kernels, so that it can be compiled where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from specattn.kernels.paged_attention import PARTS_AT_ONCE, UNITS_AT_ONCE
+from specattn.kernels.paged_attention_triton import attention_kernel, combine_kernel
+from specattn.kernels.tiling import default_tiling
+
+H100_SHARED = 228 * 1024
+
+POINTERS = {
+    "block_table": "*i32",
+    "slots": "*i64",
+    "positions": "*i64",
+    "counts": "*i32",
+    "indices": "*i32",
+    "log_weights": "*fp32",
+    "partials": "*fp32",
+    "lses": "*fp32",
+    "plan": "*i32",
+}
+"""Those that have the same type for every cache."""
+
+STRIDES = ("query_batch", "query_row", "query_head", "pool_row", "pool_head")
+"""Multiples of 16 elements; if they were not, loads would be narrow."""
+
+ALL_TOKENS = ("log_weights", "indices")
+"""Arguments that are ``None`` when all tokens are read; without log-weights only the first is."""
+
+
+class Variant(NamedTuple):
+    """One way in which a kernel is compiled.
+
+    Attributes:
+        signature: for each parameter its type, or ``constexpr``.
+        aligned: parameters that are multiples of 16 (bytes, if pointers).
+        registers: the most that a thread may have, if limited.
+        stack: bytes that a thread may spill.
+    """
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    aligned: tuple[str, ...]
+    registers: int | None
+    stack: int
+
+
+def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant]:
+    """The kernels as a device with ``shared`` bytes a multiprocessor gets them by default.
+
+    Channels and query rows of a tile from the least to the most; each kind of list for the commonest of them.
+    """
+    yield from _sized(64, 16, shared, dtype)
+    yield from _sized(128, 32, shared, dtype)
+    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:1])
+    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS)
+    yield from _sized(256, 64, shared, dtype, stack=16)
+    yield from _sized(80, 128, shared, dtype, stack=64)
+
+
+def _sized(
+    head_dim: int, block_m: int, shared: int, dtype: str, absent: tuple[str, ...] = (), stack: int = 0
+) -> Iterator[Variant]:
+    """Attention with tiles of one size; once for a size, what combines its parts."""
+    block_d = 1 << (head_dim - 1).bit_length()
+    tiling = default_tiling(block_m, block_d, 2, shared)
+    sizes: dict[str, Any] = {"GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_M": block_m, "BLOCK_D": block_d}
+    constants = sizes | {"PAGE": 16, "BLOCK_N": tiling.tokens, "UNITS": UNITS_AT_ONCE} | dict.fromkeys(absent)
+    yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)
+    if not absent:
+        yield _variant(combine_kernel, dtype, sizes | {"PARTS": PARTS_AT_ONCE}, 2, 3, 0)
+
+
+def _variant(
+    kernel: Any, dtype: str, constants: dict[str, Any], warps: int, stages: int, stack: int
+) -> Variant:
+    data = dict.fromkeys(("query", "keys", "values", "out"), f"*{dtype}")
+    known = POINTERS | data | {"scaling": "fp32"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: known.get(name, "i32") for name in kernel.arg_names}
+    aligned = tuple(name for name, kind in signature.items() if kind.startswith("*") or name in STRIDES)
+    return Variant(kernel, signature, constants, warps, stages, aligned, None, stack)

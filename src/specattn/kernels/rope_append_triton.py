@@ -1,0 +1,76 @@
+"""The Triton kernel of :mod:`specattn.kernels.rope_append`."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def rope_append(
+    qkv: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> Tensor:
+    """:func:`specattn.kernels.rope_append.rope_append` as one launch; ``head_dim`` must be a power of two."""
+    tokens = qkv.shape[0]
+    _, kv_heads, head_dim = keys.shape
+    query_heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    query = qkv.new_empty(tokens, query_heads, head_dim)
+    query_norm, key_norm, eps = norms if norms is not None else (None, None, 0.0)
+    _rope_append[(tokens, query_heads + 2 * kv_heads)](
+        qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
+        QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=head_dim // 2, NORMED=norms is not None, num_warps=1,
+    )  # fmt: skip
+    return query
+
+
+@triton.jit
+def _rope_append(
+    qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
+    QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half = tl.arange(0, HALF)
+    source = qkv + (token * (QUERY_HEADS + 2 * KV_HEADS) + head) * 2 * HALF
+    first, second = tl.load(source + half), tl.load(source + HALF + half)
+    dtype = first.dtype
+    row = tl.load(rows + token)
+    if head >= QUERY_HEADS + KV_HEADS:
+        out = values + (row * KV_HEADS + head - QUERY_HEADS - KV_HEADS) * 2 * HALF
+    else:
+        is_key = head >= QUERY_HEADS
+        if is_key:
+            out = keys + (row * KV_HEADS + head - QUERY_HEADS) * 2 * HALF
+        else:
+            out = query + (token * QUERY_HEADS + head) * 2 * HALF
+        x, y = first.to(tl.float32), second.to(tl.float32)
+        if NORMED:
+            scale = tl.rsqrt((tl.sum(x * x, 0) + tl.sum(y * y, 0)) / (2 * HALF) + eps)
+            if is_key:
+                gain_x, gain_y = tl.load(key_norm + half), tl.load(key_norm + HALF + half)
+            else:
+                gain_x, gain_y = tl.load(query_norm + half), tl.load(query_norm + HALF + half)
+            x = (gain_x * (x * scale).to(dtype)).to(tl.float32)
+            y = (gain_y * (y * scale).to(dtype)).to(tl.float32)
+        place = tl.load(positions + token) * 2 * HALF + half
+        cos_x, cos_y = tl.load(cosine + place).to(dtype), tl.load(cosine + place + HALF).to(dtype)
+        sin_x, sin_y = tl.load(sine + place).to(dtype), tl.load(sine + place + HALF).to(dtype)
+        # Each product is rounded, as the operations of the reference are.
+        first = _rounded(x, cos_x) - _rounded(y, sin_x)
+        second = _rounded(y, cos_y) + _rounded(x, sin_y)
+        first, second = first.to(dtype), second.to(dtype)
+    tl.store(out + half, first)
+    tl.store(out + HALF + half, second)
+
+
+@triton.jit
+def _rounded(x, y):
+    """The product in the dtype of ``y``, as float32."""
+    return (x * y.to(tl.float32)).to(y.dtype).to(tl.float32)

@@ -1,0 +1,131 @@
+"""How a launch of :mod:`specattn.kernels.paged_attention` is cut into tiles and programs, and what room it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specattn.errors import UsageError
+
+LEAST_ROWS = 16  # of a tile that tensor cores multiply
+MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
+WIDE_ROWS = 64  # more than these need eight warps
+DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What can be tuned; nothing here changes a result beyond rounding.
+
+    Attributes:
+        tokens: keys and values a tile, a power of two from 16 on.
+        warps: of a program.
+        stages: one more than the tiles that are fetched ahead.
+        programs: on each multiprocessor at a time. They divide all the work equally.
+        rows: least query rows of a tile, a power of two from 16 on. 64 makes Hopper use its warpgroup instructions.
+    """
+
+    tokens: int = 64
+    warps: int = 4
+    stages: int = 4
+    programs: int = 2
+    rows: int = LEAST_ROWS
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A launch in numbers.
+
+    Attributes:
+        units: lists times blocks of query rows.
+        programs: how many divide the units' tiles among them, at most.
+        block_m, block_d: query rows and channels of a tile, powers of two.
+    """
+
+    tiling: Tiling
+    units: int
+    programs: int
+    block_m: int
+    block_d: int
+
+    @property
+    def parts(self) -> int:
+        """Places for intermediate results: program ``p`` leaves that of unit ``u`` in place ``p + u``."""
+        return self.programs + self.units
+
+    @property
+    def workspace_size(self) -> int:
+        """float32 elements."""
+        return self.parts * self.block_m * (self.block_d + 1) + 2 * self.units
+
+    def views(self, workspace: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The workspace's three tenants: partial outputs, their log-sums, and int32 programs of each unit.
+
+        Raises:
+            UsageError: the workspace is too small, or not float32.
+        """
+        if workspace.dtype != torch.float32 or workspace.numel() < self.workspace_size:
+            raise UsageError(
+                f"a workspace of {workspace.numel()} {workspace.dtype} elements is too small or of the wrong type: "
+                f"{self.workspace_size} of torch.float32 are needed; ask workspace_size for the largest launch"
+            )
+        rows = self.parts * self.block_m
+        sizes = [rows * self.block_d, rows, 2 * self.units]
+        partials, lses, plan = workspace.flatten()[: sum(sizes)].split(sizes)
+        return partials, lses, plan.view(torch.int32)
+
+
+def partition(
+    batch: int,
+    rows: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    tiling: Tiling | None = None,
+) -> Partition:
+    """Cut attention of ``rows`` query rows a request; ``tiling`` by default as the device's memory suggests."""
+    block_d = max(LEAST_ROWS, _power_of_two(head_dim))
+    needed = rows * (query_heads // kv_heads)
+    least = tiling.rows if tiling else LEAST_ROWS
+    most = max(LEAST_ROWS, MOST_ROWS * 128 // max(block_d, 128))
+    block_m = min(max(least, _power_of_two(needed)), most)
+    processors, shared = _resources(device)
+    tiling = tiling or default_tiling(block_m, block_d, dtype.itemsize, shared)
+    units = batch * kv_heads * -(-needed // block_m)
+    return Partition(tiling, units, processors * tiling.programs, block_m, block_d)
+
+
+def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Tiling:
+    """The deepest pipeline of the largest tiles that fits into ``shared`` bytes of a multiprocessor.
+
+    Two programs a multiprocessor: one computes while the other waits. Tiles are halved rather than fetched one at a
+    time.
+    """
+    wide = block_m * max(block_d, 128) > WIDE_ROWS * 128
+    warps, programs = (8, 1) if wide else (4, 2)
+    tokens = 64
+    while True:
+        tile = 2 * tokens * block_d * itemsize
+        # Queries and weights of a tile lie beside the keys and values. CUDA keeps a kilobyte of each program, and what
+        # else is exchanged there takes less than another.
+        room = shared // programs - 2048 - block_m * (block_d + tokens) * itemsize
+        stages = min(DEEPEST, room // tile + (1 if block_m < 64 else 0))
+        if stages >= 3 or tokens == LEAST_ROWS:
+            return Tiling(tokens, warps, max(stages, 2), programs, block_m)
+        tokens //= 2
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def _resources(device: torch.device) -> tuple[int, int]:
+    """Multiprocessors and bytes of shared memory of each; Triton's interpreter counts as one like an H100's."""
+    if device.type != "cuda":
+        return 1, 228 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_multiprocessor
