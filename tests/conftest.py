@@ -15,6 +15,9 @@ import torch
 
 torch.set_num_threads(THREADS)
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
 # The same examples in every run: a failure can be repeated, and a slow machine does not fail the suite.
 hypothesis.settings.register_profile(
     "specattn",
