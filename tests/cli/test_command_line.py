@@ -17,7 +17,17 @@ from specattn.cli.app import app
 from specattn.cli.docs import markdown
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = [[], ["generate"], ["calibrate"], ["eval"], ["eval", "fidelity"], ["eval", "perplexity"], ["info"]]
+COMMANDS = [
+    [],
+    ["generate"],
+    ["calibrate"],
+    ["eval"],
+    ["eval", "fidelity"],
+    ["eval", "perplexity"],
+    ["bench"],
+    ["bench", "kernels"],
+    ["info"],
+]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")
 
 

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from specattn.errors import UsageError
-from specattn.kernels.compilation import ARCHITECTURES, Variant, compile_variant, main
+from specattn.kernels.compilation import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="no triton to compile with"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import specattn
+from specattn.cli.bench import kernels
 from specattn.cli.calibrate import calibrate
 from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
@@ -20,6 +21,7 @@ app = typer.Typer(
     context_settings=SETTINGS, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
 )
 evaluation = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
+bench = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,9 +44,16 @@ def _evaluation() -> None:
     """Measure what a method costs in quality, against the same model reading everything."""
 
 
+@bench.callback()
+def _bench() -> None:
+    """Measure how fast it is, beside its peers and after checking the results."""
+
+
 app.command(cls=Command)(generate)
 app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
+app.add_typer(bench, name="bench")
+bench.command(cls=Command)(kernels)
 app.command(cls=Command)(info)

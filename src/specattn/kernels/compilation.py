@@ -73,7 +73,9 @@ def compile_variant(variant: Variant, architecture: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    attributes = {(list(variant.signature).index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    attributes = {
+        (list(variant.signature).index(name),): [["tt.divisibility", 16]] for name in variant.aligned
+    }
     source = ASTSource(variant.kernel, variant.signature, constexprs=variant.constants, attrs=attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     if variant.registers is not None:
@@ -89,7 +91,7 @@ def usage(compiled: Any) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
+        command = [str(tool), "--dump-resource-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(number) for name, number in re.findall(r"(\w+):(\d+)", report)}
     return Usage(found["REG"], found["STACK"], compiled.metadata.shared)
@@ -104,8 +106,11 @@ def main(architectures: list[int]) -> int:
         for architecture in architectures:
             found = usage(compile_variant(variant, architecture))
             constants = " ".join(f"{name}={_short(value)}" for name, value in variant.constants.items())
-            figures = [found.registers, f"{found.stack}", found.shared]
-            print(row.format(variant.kernel.__name__, architecture, variant.warps, *figures, constants), flush=True)
+            figures = [found.registers, found.stack, found.shared]
+            print(
+                row.format(variant.kernel.__name__, architecture, variant.warps, *figures, constants),
+                flush=True,
+            )
             failed |= found.stack > variant.stack
     return int(failed)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specattn.kernels.threshold_triton import ROW, positions
+from specattn.kernels.threshold_triton import ROW, position_parts
 
 LANES = tl.constexpr(32)
 
@@ -49,7 +49,9 @@ def write_kept(out, weight, start, threshold, below, base, room, SIZE: tl.conste
     if end <= room:
         slot = to_warp[None, :, None] + (tl.cumsum(in_row, 0) - in_row) + (to_lane - kept)
         target = out + tl.reshape(slot, [SIZE // 4])
-        store_four(target, quarters(weight > below, SIZE), quarters(positions(start, SIZE, B), SIZE))
+        row, column = position_parts(start, SIZE, B)
+        position = tl.reshape(row + column, [SIZE])
+        store_four(target, quarters(weight > below, SIZE), quarters(position, SIZE))
     return end
 
 

@@ -32,6 +32,7 @@ from specattn.kernels.threshold_triton import (
     MASS,
     ROW,
     TIES,
+    Row,
     fold,
     read,
     search,
@@ -77,7 +78,7 @@ def select_kernel(
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
     own = scores + _row_offset(program, inner, batch_stride, row_stride)
-    row = (own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
+    row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
@@ -120,7 +121,12 @@ def _fetch(scores, width, B: tl.constexpr):
     """Have the beginning of another row fetched into L2."""
     offset = tl.minimum(tl.arange(0, B.resident // LINE) * LINE, width - 1)
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [scores + offset], dtype=tl.int32, is_pure=False, pack=1
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [scores + offset],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
     )
 
 
@@ -140,11 +146,10 @@ def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def _nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.constexpr):
     """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
-    scores, first, last, limit, width = row
     parts = fold(weight, B.resident, B)
-    for start in range(B.resident, last, B.tile):
+    for start in range(B.resident, row.last, B.tile):
         parts += fold(read(row, start, MASS, B.tile, B), B.tile, B)
-    always = tl.load(scores + forced, mask=forced < length, other=0.0).to(tl.float32)
+    always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
     mass = tl.sum(parts)
     total = mass + always
@@ -160,34 +165,32 @@ def _nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.co
 @triton.jit
 def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constexpr):
     """Threshold and cut of the heaviest weights that hold ``needed`` of the row's ``mass``."""
-    scores, first, last, limit, width = row
     low = INFINITE + STEP
     drop = 0
     if needed > 0:
         # All that is lighter than this is half of the mass that may be left out, or less.
-        light = 0.5 * (mass - needed) / (last - first)
+        light = 0.5 * (mass - needed) / (row.last - row.first)
         low = tl.maximum(light.to(tl.int32, bitcast=True) & -STEP, STEP)
         high = (mass.to(tl.int32, bitcast=True) & -STEP) + STEP
         low, found, tied = search(row, weight, needed, mass, low, high, model, 0.0, MASS, STEP, B)
         if tied:
             surplus = (found - needed) / value(low) * ROUNDING
-            drop = tl.minimum(surplus, width.to(tl.float32)).to(tl.int32)
+            drop = tl.minimum(surplus, row.width.to(tl.float32)).to(tl.int32)
     return low, _cut(row, weight, low, drop, B)
 
 
 @triton.jit
 def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
     """Threshold and cut of the ``wanted`` heaviest weights."""
-    scores, first, last, limit, width = row
     low = 0
     high = INFINITE + STEP
     drop = 0
     if wanted <= 0:
         low = INFINITE + STEP
-    elif wanted < last - first:
+    elif wanted < row.last - row.first:
         needed = wanted.to(tl.float32)
-        total = (last - first).to(tl.float32)
-        low, found, tied = search(row, weight, needed, total, low, high, model, 0.0, COUNT, STEP, B)
+        total = (row.last - row.first).to(tl.float32)
+        low, found, _ = search(row, weight, needed, total, low, high, model, 0.0, COUNT, STEP, B)
         drop = (found - needed).to(tl.int32)
     return low, _cut(row, weight, low, drop, B)
 
@@ -195,24 +198,22 @@ def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def _cut(row, weight, low, drop, B: tl.constexpr):
     """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent."""
-    scores, first, last, limit, width = row
     cut = 0
     if drop > 0:
         key = 0
-        high = width + 1
-        model = (0.5 * width, 0.16 * width)
-        total = width.to(tl.float32)
-        key, found, tied = search(row, weight, drop.to(tl.float32), total, key, high, model, value(low), TIES, 1, B)
-        cut = width - key + 1
+        high = row.width + 1
+        model = (0.5 * row.width, 0.16 * row.width)
+        total = row.width.to(tl.float32)
+        key, _, _ = search(row, weight, drop.to(tl.float32), total, key, high, model, value(low), TIES, 1, B)
+        cut = row.width - key + 1
     return cut
 
 
 @triton.jit
 def _keep(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
     """Weights of a tile; below 0 where the threshold would keep what is outside of the range or before the cut."""
-    scores, first, last, limit, width = row
     if low == 0:
-        weight = tl.where(within(start, first, last, SIZE, B), weight, -1.0)
+        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, -1.0)
     if cut > 0:
         weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
     return weight
@@ -221,10 +222,9 @@ def _keep(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def _write(out, row, weight, low, cut, room, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    scores, first, last, limit, width = row
     below = tl.where(low > 0, value(low - 1), -0.5)
-    end = write_kept(out, weight, 0, value(low), below, first, room, B.resident, B)
-    for start in range(B.resident, last, B.tile):
+    end = write_kept(out, weight, 0, value(low), below, row.first, room, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
         tile = _keep(row, read(row, start, COUNT, B.tile, B), start, low, cut, B.tile, B)
         end = write_kept(out, tile, start, value(low), below, end, room, B.tile, B)
     return end

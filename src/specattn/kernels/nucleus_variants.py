@@ -10,6 +10,9 @@ from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS
 from specattn.kernels.nucleus_triton import select_kernel
 from specattn.kernels.threshold_triton import Blocks
 
+SPILLS = 640
+"""Bytes a thread, in the code for ties and for lists beyond their capacity; a thread has up to 128 elements."""
+
 ALIGNED = ("scores", "lengths", "indices", "counts", "batch_stride", "row_stride", "width", "capacity")
 
 
@@ -34,5 +37,11 @@ def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant
     signature |= {"scores": f"*{dtype}", "limit": "fp32" if by_mass else "i32"}
     signature |= dict.fromkeys(("lengths", "indices", "counts"), "*i32")
     return Variant(
-        select_kernel, signature, constants, warps=blocks.warps, aligned=ALIGNED, registers=blocks.registers
+        select_kernel,
+        signature,
+        constants,
+        warps=blocks.warps,
+        aligned=ALIGNED,
+        registers=blocks.registers,
+        stack=SPILLS,
     )

@@ -14,7 +14,7 @@ row of attention in about nine steps and equal weights, the worst case, in less 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -50,6 +50,23 @@ class Blocks(NamedTuple):
     registers: int
 
 
+class Row(NamedTuple):
+    """What is known of a program's row, in the kernel.
+
+    Attributes:
+        scores: pointer to its first element.
+        first, last: the range of positions that is searched, ``last`` not included.
+        limit: where what may be read ends.
+        width: elements of the row, also of those that are not visible.
+    """
+
+    scores: Any
+    first: Any
+    last: Any
+    limit: Any
+    width: Any
+
+
 @triton.jit
 def value(key):
     """The weight of a key."""
@@ -68,15 +85,17 @@ def positions(start, SIZE: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def within(start, first, last, SIZE: tl.constexpr, B: tl.constexpr):
-    """Whether each position of a tile lies in ``[first, last)``.
-
-    Positions are compared in two parts, of which the compiler knows that of the row; unsigned, so that a position
-    before the first one is far beyond the last.
-    """
+def position_parts(start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The same positions as a sum of ``[rows, 1]``, which the compiler knows, and ``[1, 128 * warps]``."""
     i = tl.arange(0, ROW * B.warps)
-    row = (tl.arange(0, SIZE // (ROW * B.warps)) * ROW)[:, None]
-    column = (i // ROW * (SIZE // B.warps) + i % ROW + (start - first))[None, :]
+    row = tl.arange(0, SIZE // (ROW * B.warps)) * ROW
+    return row[:, None], (start + i // ROW * (SIZE // B.warps) + i % ROW)[None, :]
+
+
+@triton.jit
+def within(start, first, last, SIZE: tl.constexpr, B: tl.constexpr):
+    """Whether each position of a tile lies in ``[first, last)``; one before the first is, unsigned, beyond the last."""
+    row, column = position_parts(start - first, SIZE, B)
     return tl.reshape((row + column).to(tl.uint32) < (last - first).to(tl.uint32), [SIZE])
 
 
@@ -86,15 +105,14 @@ def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
-    scores, first, last, limit, width = row
     position = positions(start, SIZE, B)
     # Four elements a lane, for 16-bit scores too.
-    weight = tl.load(tl.max_contiguous(scores + position, 4), mask=position < limit).to(tl.float32)
+    weight = tl.load(tl.max_contiguous(row.scores + position, 4), mask=position < row.limit).to(tl.float32)
     weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if KIND != MASS:
         weight = tl.where(weight < float("inf"), weight, float("inf"))
-    if (start < first) | (start + SIZE > last):
-        weight = tl.where(within(start, first, last, SIZE, B), weight, 0.0)
+    if (start < row.first) | (start + SIZE > row.last):
+        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
 
@@ -108,9 +126,8 @@ def fold(amounts, SIZE: tl.constexpr, B: tl.constexpr):
 def reaching(row, weight, start, key, tied, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Mass or number of a tile's weights whose key is at least ``key``, folded."""
     if KIND == TIES:
-        scores, first, last, limit, width = row
-        until = tl.maximum(tl.minimum(width - key + 1, last), first)
-        inside = ((weight == tied) & within(start, first, until, SIZE, B)).to(tl.float32)
+        until = tl.maximum(tl.minimum(row.width - key + 1, row.last), row.first)
+        inside = ((weight == tied) & within(start, row.first, until, SIZE, B)).to(tl.float32)
     else:
         inside = (weight >= value(key)).to(tl.float32)
     return fold(inside * weight if KIND == MASS else inside, SIZE, B)
@@ -119,9 +136,8 @@ def reaching(row, weight, start, key, tied, KIND: tl.constexpr, SIZE: tl.constex
 @triton.jit
 def measure(row, weight, key, tied, KIND: tl.constexpr, B: tl.constexpr):
     """Mass or number of a row's weights whose key is at least ``key``."""
-    scores, first, last, limit, width = row
     parts = reaching(row, weight, 0, key, tied, KIND, B.resident, B)
-    for start in range(B.resident, last, B.tile):
+    for start in range(B.resident, row.last, B.tile):
         tile = read(row, start, KIND, B.tile, B)
         parts += reaching(row, tile, start, key, tied, KIND, B.tile, B)
     return tl.sum(parts)
@@ -136,13 +152,22 @@ def log_odds(part, whole):
 
 @triton.jit
 def search(
-    row, weight, needed, total, low, high, model, tied, KIND: tl.constexpr, STEP: tl.constexpr, B: tl.constexpr
+    row,
+    weight,
+    needed,
+    total,
+    low,
+    high,
+    model,
+    tied,
+    KIND: tl.constexpr,
+    STEP: tl.constexpr,
+    B: tl.constexpr,
 ):
     """The highest key, a multiple of ``STEP``, from which on a row has ``needed`` of its ``total``.
 
     Args:
-        row: its scores, the range of positions that is searched, the end of what may be read, and the width.
-        weight: its resident tile.
+        weight: the row's resident tile.
         low, high: a bracket: ``needed`` is reached from ``low`` on, and not from ``high`` on.
         model: centre and spread of the mass, or number, over the keys, as floats.
         tied: the weight whose elements are searched, for ``TIES``.
