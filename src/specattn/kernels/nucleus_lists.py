@@ -1,9 +1,8 @@
 """Top-p and top-k from scores to ascending lists, in one launch: ``nucleus.py`` and ``Selection.from_mask`` on a GPU.
 
-The lists are those of the references, computed in float32. Top-k is exact. Top-p keeps the reference's nucleus for
-some ``q`` with ``p (1 - 1e-5) <= q <= p + 1e-5`` instead of ``p``, ties and forced positions included: the mass that
-it keeps may fall short of ``p`` by the rounding of the sums, and the search ends where the surplus is below 1e-5 of
-the row's mass. A row whose sum overflows float32 is one of infinite mass.
+The lists are those of the references, computed in float32. Top-k is exact. Top-p gives the reference's nucleus, ties
+and forced positions included, for some ``q`` with ``p (1 - 1e-5) <= q <= p + 1e-5`` instead of ``p``: sums of 131,072
+float32 weights are no more exact than that. A row whose sum overflows float32 is one of infinite mass.
 """
 
 from __future__ import annotations

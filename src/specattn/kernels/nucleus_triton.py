@@ -22,6 +22,8 @@ has the row of the one that will follow on its multiprocessor fetched into L2 wh
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
@@ -30,6 +32,7 @@ from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
     MASS,
+    ROUNDING,
     ROW,
     TIES,
     Row,
@@ -40,8 +43,8 @@ from specattn.kernels.threshold_triton import (
     within,
 )
 
-ROUNDING = tl.constexpr(1 + 2.0**-20)
-"""Ties are dropped as if the surplus were this much larger: rounding must not keep one that is not needed."""
+LOGISTIC = tl.constexpr(3**0.5 / math.pi * math.log(2) / 2.0**23)
+"""What an octave of odds is worth in standard deviations of a logistic distribution, over the keys of an octave."""
 LINE = tl.constexpr(32)
 """Elements between two addresses that are fetched: those of a line of 128 bytes, or of half of one."""
 
@@ -132,15 +135,14 @@ def _fetch(scores, width, B: tl.constexpr):
 
 @triton.jit
 def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
-    """Centre and spread of the mass, or of the positive weights' number, over the keys: of every fourth element."""
+    """The model of the mass, or of the positive weights' number, over the keys, from every fourth element."""
     sample = quarters(weight, B.resident)[0]
     key = sample.to(tl.int32, bitcast=True).to(tl.float32)
     amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
     whole = tl.maximum(tl.sum(amount), 1e-30)
     center = tl.sum(amount * key) / whole
     variance = tl.sum(amount * key * key) / whole - center * center
-    # The scale of a logistic distribution with this variance.
-    return center, 0.55 * tl.sqrt(tl.maximum(variance, 0.0))
+    return center, LOGISTIC * tl.sqrt(tl.maximum(variance, 0.0))
 
 
 @triton.jit
@@ -174,7 +176,8 @@ def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constex
         high = (mass.to(tl.int32, bitcast=True) & -STEP) + STEP
         low, found, tied = search(row, weight, needed, mass, low, high, model, 0.0, MASS, STEP, B)
         if tied:
-            surplus = (found - needed) / value(low) * ROUNDING
+            # Larger by the rounding, which must not keep a tie that is not needed.
+            surplus = (found - needed) / value(low) * (1 + ROUNDING)
             drop = tl.minimum(surplus, row.width.to(tl.float32)).to(tl.int32)
     return low, _cut(row, weight, low, drop, B)
 
@@ -202,7 +205,7 @@ def _cut(row, weight, low, drop, B: tl.constexpr):
     if drop > 0:
         key = 0
         high = row.width + 1
-        model = (0.5 * row.width, 0.16 * row.width)
+        model = (row.width.to(tl.float32), row.width.to(tl.float32))
         total = row.width.to(tl.float32)
         key, _, _ = search(row, weight, drop.to(tl.float32), total, key, high, model, value(low), TIES, 1, B)
         cut = row.width - key + 1

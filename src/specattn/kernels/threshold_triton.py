@@ -6,10 +6,11 @@ two keys: from ``low`` on there is enough, from ``high`` on there is not. A step
 two instructions an element where the row is in registers (a comparison that gives 0.0 or 1.0, and a fused
 multiply-add), and one sum over the block.
 
-Bisection would take a step for each of the key's 31 bits. The first guess comes from a model instead, a logistic
-distribution of the mass over the keys, which are the weights' logarithms roughly; the second one is Newton's from the
-first; then follow interpolations, and bisection where two steps in a row have not halved the bracket. That settles a
-row of attention in about nine steps and equal weights, the worst case, in less than fifty.
+Bisection would take a step for each of the key's 31 bits. Here the first guess comes from a model, a logistic
+distribution of the mass over the keys (roughly the weights' logarithms), the second is Newton's from the first, and
+the others interpolate the logarithm of the odds of the mass found, in which such a distribution is a straight line.
+Where that fails, steps bisect. Rows of attention mostly take five to ten steps; no row takes more than twice the
+steps of bisection and a few.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ ROW = tl.constexpr(128)
 """Consecutive elements that a warp reads at once: four for each lane."""
 INFINITE = tl.constexpr(0x7F800000)
 """The key of infinity, the highest of a weight. What is above is NaN's, which no weight reaches."""
-TOLERANCE = tl.constexpr(2.0**-17)
-"""Surplus mass, as a part of the total, that ends a search by mass."""
+ROUNDING = tl.constexpr(2.0**-20)
+"""Surplus mass, as a part of the total, that is within the rounding of its sum."""
 LEAN = tl.constexpr(0.02)
-"""How far beyond the interpolated key to look, as a part of the bracket, so that its other end moves the next time."""
-EDGE = tl.constexpr(0.01)
-"""The least distance from the ends of the bracket, as a part of it."""
+"""How far beyond the interpolated key to look, as a part of the bracket, so that its other end moves the next time.
+
+Also the least distance from either end.
+"""
+PUSH = tl.constexpr(0.4 * 2.0**23)
+"""The same for the second guess, on the scale of ``gauge``."""
+PATIENCE = tl.constexpr(3)
+"""How many more steps may have left over half of the bracket than have not, before one bisects it."""
 
 MASS, COUNT, TIES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 """What a search adds up: mass, elements, or elements of one weight, whose keys then fall with their positions."""
@@ -144,10 +150,18 @@ def measure(row, weight, key, tied, KIND: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def log_odds(part, whole):
-    """Logarithm of the odds of a part; bounded, so that neither all nor nothing is infinite."""
-    least = 1e-6 * whole
-    return tl.log((part + least) / (whole - part + least))
+def gauge(part, total, KIND: tl.constexpr):
+    """A part of the total on the scale on which keys are interpolated: roughly the logarithm of its odds.
+
+    A logarithm as the keys are one, so that 2**23 stand for odds of two to one; bounded, so that neither nothing nor
+    all is infinite. Positions, the keys of ties, are interpolated linearly.
+    """
+    if KIND == TIES:
+        return part / total
+    least = total * ROUNDING
+    inside = (part + least).to(tl.int32, bitcast=True)
+    outside = (total - part + least).to(tl.int32, bitcast=True)
+    return (inside - outside).to(tl.float32)
 
 
 @triton.jit
@@ -169,43 +183,57 @@ def search(
     Args:
         weight: the row's resident tile.
         low, high: a bracket: ``needed`` is reached from ``low`` on, and not from ``high`` on.
-        model: centre and spread of the mass, or number, over the keys, as floats.
+        model: which key the middle of the scale of ``gauge`` is taken for, and how many keys for its unit.
         tied: the weight whose elements are searched, for ``TIES``.
 
     Returns:
         the key; the mass, or number, from there on; and whether the elements that would be missing from the next key
-        on all have this very key. They need not if the search ended early: by mass, once the surplus is within the
-        tolerance, and always, once a single element lies between the ends of the bracket.
+        on all have this very key. They need not if the search ended early, where none of the elements that reach the
+        key can be spared, or where the surplus is within rounding.
     """
+    center, spread = model
     low_sum = total
     high_sum = 0.0
-    slack = TOLERANCE * total if KIND == MASS else 0.0
-    center, spread = model
-    odds = log_odds(needed, total)
-    guess = center - odds * spread
+    aim = gauge(needed, total, KIND)
+    low_gauge = gauge(total, total, KIND)
+    high_gauge = gauge(total - total, total, KIND)
+    guess = center - aim * spread
+    unit = value(low) if KIND == MASS else 1.0
+    slack = tl.maximum(total * ROUNDING, unit) if KIND == MASS else 0.5
     tries = 0
     slow = 0
-    single = False
-    while (high - low > STEP) & (low_sum - needed > slack) & (not single):
+    while (high - low > STEP) & (low_sum - needed >= slack) & (low_sum - high_sum > 1.5 * unit):
         width = high - low
         guess = tl.minimum(tl.maximum(guess, low.to(tl.float32)), high.to(tl.float32))  # not NaN either
         middle = tl.minimum(tl.maximum(guess.to(tl.int32) & -STEP, low + STEP), high - STEP)
         found = measure(row, weight, middle, tied, KIND, B)
+        found_gauge = gauge(found, total, KIND)
         if found >= needed:
             low = middle
             low_sum = found
+            low_gauge = found_gauge
             lean = LEAN
         else:
             high = middle
             high_sum = found
+            high_gauge = found_gauge
             lean = -LEAN
-        between = low_sum - high_sum
-        single = between <= 1.5 * (value(low) if KIND == MASS else 1.0)
-        slow = tl.where(high - low > width // 2, slow + 1, 0)
-        share = tl.minimum(tl.maximum((low_sum - needed) / between + lean, EDGE), 1 - EDGE)
-        guess = low.to(tl.float32) + tl.where(slow >= 2, 0.5, share) * (high - low).to(tl.float32)
+        if KIND == MASS:
+            unit = value(low)
+            slack = tl.maximum(total * ROUNDING, unit)
+        slow = tl.maximum(slow + tl.where(high - low > width // 2, 1, -1), 0)
+        share = (low_gauge - aim) / (low_gauge - high_gauge) + lean
+        share = tl.where(slow >= PATIENCE, 0.5, tl.minimum(tl.maximum(share, LEAN), 1 - LEAN))
+        guess = low.to(tl.float32) + share * (high - low).to(tl.float32)
         if tries == 0:
-            missed = log_odds(found, total) - odds
-            guess = middle.to(tl.float32) + spread * (missed + tl.where(missed > 0, 0.1, -0.1))
+            missed = found_gauge - aim
+            guess = middle.to(tl.float32) + spread * (
+                missed + (PUSH if KIND != TIES else LEAN) * _sign(missed)
+            )
         tries += 1
-    return low, low_sum, (high - low == STEP) & (not single)
+    return low, low_sum, (high - low == STEP) & (low_sum - needed >= slack)
+
+
+@triton.jit
+def _sign(x):
+    return tl.where(x < 0, -1.0, 1.0)
