@@ -106,7 +106,10 @@ def test_a_dead_link_is_found() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page: str) -> None:
     files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/**/*.py")}
-    missing = [path for path in PATH.findall(PAGES[page]) if not (ROOT / path).exists()]
+    roots = (ROOT, ROOT / "src" / "specattn")  # the architecture's paths are relative to the package
+    missing = [
+        path for path in PATH.findall(PAGES[page]) if not any((root / path).exists() for root in roots)
+    ]
     missing += [
         module
         for module in MODULE.findall(PAGES[page])

@@ -27,6 +27,8 @@ COMMANDS = [
     ["tune"],
     ["tune", "sparge"],
     ["tune", "minference"],
+    ["bench"],
+    ["bench", "kernels"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

@@ -96,7 +96,7 @@ class Bench:
         round.run()
         assert round.selector is not None
         layers = self.target.runner.geometry.layers
-        counts = round.selector.counts.view(self.batch, layers, -1)[:, round.method.dense_layers :]
+        counts = round.selector.lists.counts.view(self.batch, layers, -1)[:, round.method.dense_layers :]
         return float(counts.float().mean()) / self.context
 
     def sparse(self, density: float, gamma: int) -> FastRound:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import specattn
+from specattn.cli.bench import kernels
 from specattn.cli.calibrate import calibrate
 from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 evaluation = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
 tuning = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
+bench = typer.Typer(context_settings=SETTINGS, no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -50,6 +52,11 @@ def _tuning() -> None:
     """Search a prefill method's thresholds for a model, on texts like those that it will read."""
 
 
+@bench.callback()
+def _bench() -> None:
+    """Measure how fast it is, beside its peers and after checking the results."""
+
+
 app.command(cls=Command)(generate)
 app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
@@ -58,4 +65,6 @@ evaluation.command(cls=Command)(perplexity)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)
 tuning.command(cls=Command)(minference)
+app.add_typer(bench, name="bench")
+bench.command(cls=Command)(kernels)
 app.command(cls=Command)(info)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specattn.selection.base import Selection
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -22,7 +24,7 @@ class Operations:
     gated: Callable[[Tensor], Tensor]
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
-    nucleus_lists: Callable[..., None]
+    nucleus_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
     scores: torch.dtype
@@ -62,7 +64,7 @@ def references() -> Operations:
     from specattn.kernels.export_attention import export_attention_reference
     from specattn.kernels.gated import gated
     from specattn.kernels.head_mixture import head_mixture_reference
-    from specattn.kernels.nucleus_lists import nucleus_lists_reference
+    from specattn.kernels.nucleus_lists_reference import nucleus_lists_reference
     from specattn.kernels.paged_reference import (
         dense_paged_attention_reference,
         sparse_paged_attention_reference,

@@ -35,7 +35,7 @@ class Selector:
     Attributes:
         weights: float32 ``[layers * kv_heads, exported heads]``.
         mapped: float32 ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
-        indices, counts: int32 ``[batch, layers * kv_heads, length]`` and ``[batch, layers * kv_heads]``.
+        lists: indices ``[batch, layers * kv_heads, length]`` and their counts.
     """
 
     method: SpecAttn
@@ -43,8 +43,7 @@ class Selector:
     geometry: KVGeometry
     weights: Tensor
     mapped: Tensor
-    indices: Tensor
-    counts: Tensor
+    lists: Selection
 
     @classmethod
     def allocate(
@@ -66,8 +65,10 @@ class Selector:
             geometry,
             weights,
             torch.zeros(*lists, length, device=device),
-            torch.full((*lists, length), -1, dtype=torch.int32, device=device),
-            torch.zeros(lists, dtype=torch.int32, device=device),
+            Selection(
+                torch.full((*lists, length), -1, dtype=torch.int32, device=device),
+                torch.zeros(lists, dtype=torch.int32, device=device),
+            ),
         )
 
     def select(self, scores: ExportedScores, lengths: Tensor, rows: int) -> Selection:
@@ -79,13 +80,13 @@ class Selector:
             self.mapped,
             self.method.p,
             ends,
+            capacity=self.lists.indices.shape[-1],
             sink=self.method.sink,
             recent=self.method.window + rows,
-            indices=self.indices,
-            counts=self.counts,
+            out=self.lists,
         )
         shape = (self.geometry.layers, self.geometry.kv_heads)
-        return Selection(self.indices.unflatten(1, shape), self.counts.unflatten(1, shape))
+        return Selection(self.lists.indices.unflatten(1, shape), self.lists.counts.unflatten(1, shape))
 
 
 def mixture_weights(method: SpecAttn, mapping: Mapping) -> Tensor:

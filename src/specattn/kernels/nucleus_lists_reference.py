@@ -1,0 +1,29 @@
+"""What :mod:`specattn.kernels.nucleus_lists` computes, in PyTorch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from specattn.kernels.nucleus import nucleus
+from specattn.selection.base import Selection
+
+
+def nucleus_lists_reference(
+    scores: Tensor,
+    p: float,
+    lengths: Tensor,
+    *,
+    capacity: int,
+    sink: int = 0,
+    recent: int = 0,
+    out: Selection | None = None,
+) -> Selection:
+    """The lists of the nucleus of ``scores`` ``[batch, ..., length]``; ``capacity`` must have room for all of it."""
+    found = Selection.from_mask(nucleus(scores, p, lengths, sink=sink, recent=recent))
+    indices = pad(found.indices, (0, max(0, capacity - scores.shape[-1])), value=-1)[..., :capacity]
+    if out is None:
+        return Selection(indices, found.counts)
+    out.indices.copy_(indices)
+    out.counts.copy_(found.counts)
+    return out

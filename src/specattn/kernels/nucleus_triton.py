@@ -1,0 +1,233 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+"""Top-p and top-k of a row in one program: the Triton side of :mod:`specattn.kernels.nucleus_lists`.
+
+Why it is as it is. At best a row is read from memory once: 32K float32 scores are 128 KB, half of the registers of a
+multiprocessor of an A100, H100 or H200. So one program takes a row, and up to 32K elements of it stay in registers
+while the threshold is searched; what lies beyond is read again in each step, from L2. With the row in registers a
+step of the search is bound by instructions and by the sum over the block, not by memory. That rules out what costs
+more instructions an element:
+
+- histograms (radix select): ``tl.histogram`` counts, but does not weigh, with ballots: about 57 instructions an
+  element for 8 bits, and atomic additions are either to global memory or for integers only;
+- a sort, or several thresholds a step: a comparison and an addition for each of them give less than one bit more;
+- splitting a row between programs: each step of the search would be a round trip through global memory.
+
+The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. The list
+(:mod:`specattn.kernels.listing_triton`) is written with one scan of the counts of whole vectors, not of elements,
+since a scan of 32K elements would cost more than all the search.
+
+Such a program fills a multiprocessor, which would be idle while the next one's row comes from memory: each program
+has the row of the one that will follow on its multiprocessor fetched into L2 while it searches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+from specattn.kernels.listing_triton import quarters, write_kept
+from specattn.kernels.threshold_triton import (
+    COUNT,
+    INFINITE,
+    MASS,
+    ROUNDING,
+    ROW,
+    TIES,
+    Row,
+    fold,
+    read,
+    search,
+    value,
+    within,
+)
+
+LOGISTIC = tl.constexpr(3**0.5 / math.pi * math.log(2) / 2.0**23)
+"""What an octave of odds is worth in standard deviations of a logistic distribution, over the keys of an octave."""
+LINE = tl.constexpr(32)
+"""Elements between two addresses that are fetched: those of a line of 128 bytes, or of half of one."""
+
+# What changes from call to call is not specialised.
+VARYING = ["limit", "inner", "sink", "recent"]
+
+
+@triton.jit(do_not_specialize=VARYING)
+def select_kernel(
+    scores,  # [batch, inner, width], the last dimension contiguous
+    lengths,  # [batch]
+    limit,  # p or k: a number, or [batch * inner]
+    indices,  # int32 [batch, inner, capacity]
+    counts,  # int32 [batch, inner]
+    batch_stride,
+    row_stride,
+    inner,
+    width,
+    capacity,
+    sink,
+    recent,
+    BY_MASS: tl.constexpr,  # top-p, otherwise top-k
+    PER_ROW: tl.constexpr,  # whether limit is a tensor
+    STEP: tl.constexpr,  # between the keys of neighbouring weights of the scores' type
+    FORCED: tl.constexpr,  # a power of two from sink + recent on
+    AHEAD: tl.constexpr,  # programs that run at a time, if their successors' rows are to be fetched; 0 if not
+    B: tl.constexpr,
+):
+    program = tl.program_id(0)
+    indices += program.to(tl.int64) * capacity
+    if PER_ROW:
+        limit = tl.load(limit + program)
+    length = tl.minimum(tl.maximum(tl.load(lengths + program // inner).to(tl.int32), 0), width)
+    first = tl.minimum(sink, length)
+    last = tl.maximum(length - recent, first)
+    own = scores + _row_offset(program, inner, batch_stride, row_stride)
+    row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
+    forced = tl.arange(0, FORCED)
+    forced = tl.where(forced < first, forced, forced - first + last)
+    room = capacity - (length - last)  # for sink and selected positions
+
+    weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B)
+    model = _moments(weight, MASS if BY_MASS else COUNT, B)
+    if AHEAD > 0:
+        follower = program + AHEAD
+        if follower < tl.num_programs(0):
+            _fetch(scores + _row_offset(follower, inner, batch_stride, row_stride), width, B)
+    if BY_MASS:
+        weight, low, cut = _nucleus(row, weight, limit, forced, length, model, STEP, B)
+        end = _write(indices, row, weight, low, cut, room, B)
+        if end > room:
+            low, cut = _by_count(row, weight, room - first, model, STEP, B)
+            weight = _keep(row, weight, 0, low, cut, B.resident, B)
+            end = _write(indices, row, weight, low, cut, room, B)
+    else:
+        wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
+        low, cut = _by_count(row, weight, wanted, model, STEP, B)
+        weight = _keep(row, weight, 0, low, cut, B.resident, B)
+        end = _write(indices, row, weight, low, cut, room, B)
+
+    slot = tl.where(forced < first, forced, forced - last + end)
+    tl.store(indices + slot, forced, mask=forced < length)
+    count = end + (length - last)
+    tl.store(counts + program, count)
+    for start in range(count, capacity, ROW * B.warps):
+        unused = start + tl.arange(0, ROW * B.warps)
+        tl.store(indices + unused, -1, mask=unused < capacity)
+
+
+@triton.jit
+def _row_offset(program, inner, batch_stride, row_stride):
+    return (program // inner).to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
+
+
+@triton.jit
+def _fetch(scores, width, B: tl.constexpr):
+    """Have the beginning of another row fetched into L2."""
+    offset = tl.minimum(tl.arange(0, B.resident // LINE) * LINE, width - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+        "=r,l",
+        [scores + offset],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
+    """The model of the mass, or of the positive weights' number, over the keys, from every fourth element."""
+    sample = quarters(weight, B.resident)[0]
+    key = sample.to(tl.int32, bitcast=True).to(tl.float32)
+    amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
+    whole = tl.maximum(tl.sum(amount), 1e-30)
+    center = tl.sum(amount * key) / whole
+    variance = tl.sum(amount * key * key) / whole - center * center
+    return center, LOGISTIC * tl.sqrt(tl.maximum(variance, 0.0))
+
+
+@triton.jit
+def _nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.constexpr):
+    """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
+    parts = fold(weight, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
+        parts += fold(read(row, start, MASS, B.tile, B), B.tile, B)
+    always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
+    always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
+    mass = tl.sum(parts)
+    total = mass + always
+    low = 0
+    cut = 0
+    if (p < 1) & (total > 0) & (total < float("inf")):
+        low, cut = _by_mass(row, weight, tl.minimum(p * total - always, mass), mass, model, STEP, B)
+    else:
+        weight = tl.where(weight < float("inf"), weight, float("inf"))
+    return _keep(row, weight, 0, low, cut, B.resident, B), low, cut
+
+
+@triton.jit
+def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constexpr):
+    """Threshold and cut of the heaviest weights that hold ``needed`` of the row's ``mass``."""
+    low = INFINITE + STEP
+    drop = 0
+    if needed > 0:
+        # All that is lighter than this is half of the mass that may be left out, or less.
+        light = 0.5 * (mass - needed) / (row.last - row.first)
+        low = tl.maximum(light.to(tl.int32, bitcast=True) & -STEP, STEP)
+        high = (mass.to(tl.int32, bitcast=True) & -STEP) + STEP
+        low, found, tied = search(row, weight, needed, mass, low, high, model, 0.0, MASS, STEP, B)
+        if tied:
+            # Larger by the rounding, which must not keep a tie that is not needed.
+            surplus = (found - needed) / value(low) * (1 + ROUNDING)
+            drop = tl.minimum(surplus, row.width.to(tl.float32)).to(tl.int32)
+    return low, _cut(row, weight, low, drop, B)
+
+
+@triton.jit
+def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
+    """Threshold and cut of the ``wanted`` heaviest weights."""
+    low = 0
+    high = INFINITE + STEP
+    drop = 0
+    if wanted <= 0:
+        low = INFINITE + STEP
+    elif wanted < row.last - row.first:
+        needed = wanted.to(tl.float32)
+        total = (row.last - row.first).to(tl.float32)
+        low, found, _ = search(row, weight, needed, total, low, high, model, 0.0, COUNT, STEP, B)
+        drop = (found - needed).to(tl.int32)
+    return low, _cut(row, weight, low, drop, B)
+
+
+@triton.jit
+def _cut(row, weight, low, drop, B: tl.constexpr):
+    """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent."""
+    cut = 0
+    if drop > 0:
+        key = 0
+        high = row.width + 1
+        model = (row.width.to(tl.float32), row.width.to(tl.float32))
+        total = row.width.to(tl.float32)
+        key, _, _ = search(row, weight, drop.to(tl.float32), total, key, high, model, value(low), TIES, 1, B)
+        cut = row.width - key + 1
+    return cut
+
+
+@triton.jit
+def _keep(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
+    """Weights of a tile; below 0 where the threshold would keep what is outside of the range or before the cut."""
+    if low == 0:
+        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, -1.0)
+    if cut > 0:
+        weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
+    return weight
+
+
+@triton.jit
+def _write(out, row, weight, low, cut, room, B: tl.constexpr):
+    """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
+    below = tl.where(low > 0, value(low - 1), -0.5)
+    end = write_kept(out, weight, 0, value(low), below, row.first, room, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
+        tile = _keep(row, read(row, start, COUNT, B.tile, B), start, low, cut, B.tile, B)
+        end = write_kept(out, tile, start, value(low), below, end, room, B.tile, B)
+    return end

@@ -1,0 +1,47 @@
+"""What a GPU would compile of the kernel of top-p and top-k, so that it can be compiled where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from specattn.kernels.compilation import Variant
+from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS
+from specattn.kernels.nucleus_triton import select_kernel
+from specattn.kernels.threshold_triton import Blocks
+
+SPILLS = 640
+"""Bytes a thread, in the code for ties and for lists beyond their capacity; a thread has up to 128 elements."""
+
+ALIGNED = ("scores", "lengths", "indices", "counts", "batch_stride", "row_stride", "width", "capacity")
+
+
+def variants() -> Iterator[Variant]:
+    """Top-p of float32 scores in rows of every length; of bfloat16 ones, and top-k, in short ones."""
+    for blocks in (*BLOCKS, LONG_BLOCKS):
+        yield _variant("fp32", 1, blocks, by_mass=True)
+    yield _variant("bf16", 1 << 16, BLOCKS[0], by_mass=True)
+    yield _variant("fp32", 1, BLOCKS[0], by_mass=False)
+
+
+def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant:
+    constants: dict[str, Any] = {
+        "BY_MASS": by_mass,
+        "PER_ROW": False,
+        "STEP": step,
+        "FORCED": 128,
+        "AHEAD": 132 if blocks.resident == LONG_BLOCKS.resident else 0,
+        "B": blocks,
+    }
+    signature = {name: "constexpr" if name in constants else "i32" for name in select_kernel.arg_names}
+    signature |= {"scores": f"*{dtype}", "limit": "fp32" if by_mass else "i32"}
+    signature |= dict.fromkeys(("lengths", "indices", "counts"), "*i32")
+    return Variant(
+        select_kernel,
+        signature,
+        constants,
+        warps=blocks.warps,
+        aligned=ALIGNED,
+        registers=blocks.registers,
+        stack=SPILLS,
+    )

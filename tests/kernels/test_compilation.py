@@ -1,0 +1,35 @@
+"""Every kernel compiles for the GPUs that are named, without one, and keeps to its registers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from specattn.kernels.compilation import ARCHITECTURES
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no triton to compile with"
+)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The module in a process of its own: here the kernels may be those of the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "specattn.kernels.compilation", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_variant_compiles_and_spills_no_more_than_it_may(architecture: int) -> None:
+    done = run(architecture)
+    assert done.returncode == 0, done.stdout + done.stderr
+    header, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert header[:6] == ["kernel", "sm", "warps", "registers", "stack", "shared"]
+    assert {row[0] for row in rows} >= {"select_kernel"}
+    for row in rows:
+        assert row[1] == str(architecture) and 0 < int(row[3]) <= 255, row
