@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specattn.benchmarks.timing import median_ms
+from specattn.benchmarks.timing import graph_us
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
 from specattn.kernels.export_attention import export_attention, export_attention_reference
@@ -255,15 +255,3 @@ class Bench:
             copy_bandwidth_fraction=moved / (us * 1e-6) / self.bandwidth,
         )
         return us
-
-
-def graph_us(launches: Sequence[Launch]) -> float:
-    """Microseconds of one launch, of a CUDA graph of all."""
-    for launch in launches:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    return median_ms(graph.replay) * 1e3 / len(launches)

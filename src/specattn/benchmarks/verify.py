@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specattn.benchmarks import flashinfer
-from specattn.benchmarks.timing import median_ms
+from specattn.benchmarks.timing import graph_us
 from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
@@ -259,15 +259,3 @@ def scattered_cache(context: int) -> PagedKVCache:
     pages = torch.randperm(cache.pages_for(POOL_TOKENS), device=DEVICE) + 1
     cache.block_table.copy_(pages.view(slots, -1))
     return cache
-
-
-def graph_us(launches: Sequence[Launch]) -> float:
-    """Microseconds of one launch, of a CUDA graph of all."""
-    for launch in launches:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    return median_ms(graph.replay) * 1e3 / len(launches)

@@ -18,7 +18,7 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
     normed = torch.empty_like(x)
     total = x if residual is None else torch.empty_like(x)
     block = triton.next_power_of_2(hidden)
-    _add_norm[(rows,)](
+    add_norm_kernel[(rows,)](
         x, residual, weight, normed, total, hidden, eps,
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
     )  # fmt: skip
@@ -26,7 +26,7 @@ def add_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> 
 
 
 @triton.jit
-def _add_norm(
+def add_norm_kernel(
     x, residual, weight, normed, total, hidden, eps, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * hidden

@@ -18,7 +18,12 @@ from typing import Any, NamedTuple
 
 from specattn.errors import UsageError
 
-MODULES = ("specattn.kernels.nucleus_variants",)
+MODULES = (
+    "specattn.kernels.decoder_variants",
+    "specattn.kernels.draft_variants",
+    "specattn.kernels.nucleus_variants",
+    "specattn.kernels.paged_attention_variants",
+)
 ARCHITECTURES = (80, 90)
 """Compute capabilities: A100, and H100 or H200."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from specattn.kernels.compilation import Variant
 from specattn.kernels.export_attention_triton import export_attention_kernel
 from specattn.kernels.head_mixture_triton import head_mixture_kernel
 from specattn.kernels.page_bounds_triton import page_bounds_kernel
@@ -14,9 +15,6 @@ from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
 from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
 from specattn.kernels.value_attention_triton import value_attention_kernel
-
-Variant = tuple[Any, dict[str, str], dict[str, Any], int, int, tuple[str, ...], None, int]
-"""Kernel, signature, constants, warps, stages, aligned arguments, no limit of registers, bytes that may spill."""
 
 POINTERS = {
     "block_table": "*i32",
@@ -108,4 +106,4 @@ def _variant(
     signature = {name: known.get(name, "i32") for name in kernel.arg_names}
     aligned = tuple(name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED)
     spills = MANY_ROWS_BYTES if constants.get("BLOCK_M", 0) > 32 else FEW_BYTES
-    return kernel, signature, constants, warps, stages, aligned, None, spills
+    return Variant(kernel, signature, constants, warps, stages, aligned, stack=spills)

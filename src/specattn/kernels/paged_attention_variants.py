@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from specattn.kernels.compilation import Variant
 from specattn.kernels.paged_attention import PARTS_AT_ONCE, UNITS_AT_ONCE
 from specattn.kernels.paged_attention_triton import attention_kernel, combine_kernel
 from specattn.kernels.tiling import default_tiling
@@ -29,26 +30,6 @@ STRIDES = ("query_batch", "query_row", "query_head", "pool_row", "pool_head")
 
 ALL_TOKENS = ("log_weights", "indices")
 """Arguments that are ``None`` when all tokens are read; without log-weights only the first is."""
-
-
-class Variant(NamedTuple):
-    """One way in which a kernel is compiled.
-
-    Attributes:
-        signature: for each parameter its type, or ``constexpr``.
-        aligned: parameters that are multiples of 16 (bytes, if pointers).
-        registers: the most that a thread may have, if limited.
-        stack: bytes that a thread may spill.
-    """
-
-    kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    warps: int
-    stages: int
-    aligned: tuple[str, ...]
-    registers: int | None
-    stack: int
 
 
 def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant]:

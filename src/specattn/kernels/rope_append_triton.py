@@ -24,7 +24,7 @@ def rope_append(
     query_heads = qkv.shape[1] // head_dim - 2 * kv_heads
     query = qkv.new_empty(tokens, query_heads, head_dim)
     query_norm, key_norm, eps = norms if norms is not None else (None, None, 0.0)
-    _rope_append[(tokens, query_heads + 2 * kv_heads)](
+    rope_append_kernel[(tokens, query_heads + 2 * kv_heads)](
         qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
         QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=head_dim // 2, NORMED=norms is not None, num_warps=1,
     )  # fmt: skip
@@ -32,7 +32,7 @@ def rope_append(
 
 
 @triton.jit
-def _rope_append(
+def rope_append_kernel(
     qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
     QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
