@@ -1,6 +1,6 @@
-"""Join the JSON of evaluations that differ in their texts only: ``merge_results.py A.json B.json > ALL.json``.
+"""Join the JSON of evaluations that differ in texts or methods only: ``merge_results.py A.json B.json > ALL.json``.
 
-Documents are independent, so that they can be evaluated by processes side by side.
+Documents and methods are independent, so that they can be evaluated by processes side by side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def merge(parts: list[dict]) -> dict:
                 sys.exit(f"the reports differ in {key!r}: {value!r} and {part.get(key)!r}")
     return {
         **{key: value for key, value in first.items() if key not in own},
-        **{key: [item for part in parts for item in part[key]] for key in own},
+        "documents": list(dict.fromkeys(name for part in parts for name in part["documents"])),
+        "results": [result for part in parts for result in part["results"]],
     }
 
 

@@ -124,7 +124,7 @@ def test_a_line_a_method_and_a_point_a_setting(tmp_path, monkeypatch):
         "specattn map=layer": [(0.25, 0.9)],
         "streaming": [(0.05, 2.0), (0.25, 1.0)],
     }
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == list(lines)
     assert axes.get_yscale() == "log"
     assert "KL" in axes.get_ylabel()
     assert "read" in axes.get_xlabel()

@@ -17,20 +17,21 @@ NAMES = ("method", "options", "document", "prefill")
 FIGURES = [field.name for field in fields(FidelityResult) if field.name not in NAMES]
 
 
-MAIN_OPTIONS = ("p", "budget")
+SWEPT = ("p", "budget", "eps")
 """Options that are swept to trace a frontier."""
+
+SHOWN = (*SWEPT, "base")
+"""Options that a label always names."""
 
 
 def label(result: FidelityResult) -> str:
-    """A method's name with its main option and those that differ from their defaults: ``specattn p=0.9 map=global``.
+    """A method's name with its main options and those that differ from their defaults: ``specattn p=0.9 map=global``.
 
     The prefill follows where it is not dense.
     """
     defaults = method_class(result.method)().options()
     shown = {
-        name: value
-        for name, value in result.options.items()
-        if name in MAIN_OPTIONS or value != defaults.get(name)
+        name: value for name, value in result.options.items() if name in SHOWN or value != defaults.get(name)
     }
     if result.prefill != "dense":
         shown["prefill"] = result.prefill
@@ -38,9 +39,10 @@ def label(result: FidelityResult) -> str:
 
 
 def curve(result: FidelityResult) -> str:
-    """The frontier that a result belongs to: its label without the swept option."""
-    swept = tuple(f"{name}=" for name in MAIN_OPTIONS)
-    return " ".join(part for part in label(result).split() if not part.startswith(swept))
+    """The frontier that a result belongs to: its label without the swept options, its own and those of its base."""
+    swept = tuple(f"{name}=" for name in SWEPT)
+    parts = [part for part in label(result).split() if not part.startswith(swept)]
+    return " ".join(part.partition(":")[0] if part.startswith("base=") else part for part in parts)
 
 
 def means(results: Sequence[FidelityResult]) -> dict[str, dict[str, float]]:
@@ -75,13 +77,20 @@ def plot_frontier(results: Sequence[FidelityResult], path: Path | str) -> None:
     for result in results:
         figures = figures_of[label(result)]
         lines[curve(result)].add((figures["kv_read_fraction"], figures["kl"]))
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
-    for name, points in lines.items():
+    # Dense attention lies where nothing is saved, far from what is to be compared.
+    lines = {name: points for name, points in lines.items() if min(points)[0] < 1} or lines
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    colours, markers = pyplot.get_cmap("tab10").colors, "osD^v<>PX*"  # type: ignore[attr-defined]
+    for number, (name, points) in enumerate(lines.items()):
         reads, divergence = zip(*sorted(points), strict=True)
-        axes.plot(reads, divergence, marker="o", label=name)
+        colour, marker = (
+            colours[number % len(colours)],
+            markers[(number // len(colours) + number) % len(markers)],
+        )
+        axes.plot(reads, divergence, color=colour, marker=marker, markersize=5, label=name)
     axes.set(yscale="log", xlabel="KV bytes read by the target", ylabel="KL(dense || sparse), nats a token")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(True, which="both", alpha=0.25)
-    axes.legend(frameon=False)
+    axes.grid(True, which="both", alpha=0.2)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
