@@ -27,6 +27,7 @@ from specattn.request import ActiveRequest, GenerationResult, Request
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method
+from specattn.selection.eviction import check_prefill
 from specattn.selection.registry import parse_method
 from specattn.speculation import Batch, Speculator
 from specattn.text import TextStream
@@ -79,6 +80,7 @@ class Engine:
         self.pair = pair
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
+        check_prefill(self.method, self.prefill)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))

@@ -188,3 +188,11 @@ def test_evicting_methods_are_dense_in_what_is_left():
     assert evicting == ["h2o", "snapkv"]
     for name in evicting:
         assert all(get_method(name).is_dense(layer) for layer in range(4))
+
+
+def test_h2o_needs_all_of_the_prompts_attention():
+    pair = tiny_pair("llama")
+    with pytest.raises(UsageError, match=r"'h2o' adds up .* prefill 'sparge' leaves"):
+        generate(pair, [PROMPT], method="h2o", prefill="sparge", max_new_tokens=2)
+    (result,) = generate(pair, [PROMPT], method="snapkv", prefill="sparge", max_new_tokens=2, ignore_eos=True)
+    assert len(result.tokens) == 2

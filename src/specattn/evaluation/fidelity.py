@@ -32,7 +32,7 @@ from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
 from specattn.selection.base import Method, Selection
 from specattn.selection.checks import check_at_least
-from specattn.selection.eviction import Evicting
+from specattn.selection.eviction import Evicting, check_prefill
 from specattn.speculation import Speculator
 from specattn.stores.base import StoreSpec
 
@@ -115,6 +115,8 @@ def evaluate(
     mappings = [None if found is None else found.to(pair.device) for found in resolved]
     stores = tuple(dict.fromkeys(spec for method in methods for spec in method.stores))
     prefill = resolve_prefill(prefill, pair.target.config)
+    for method in methods:
+        check_prefill(method, prefill)
     session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():

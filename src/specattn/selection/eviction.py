@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.prefill.base import PrefillMethod
 from specattn.selection.base import Method
 from specattn.selection.budget import budget_tokens, check_budget
 
@@ -65,3 +66,16 @@ class Evicting(Method):
     def spare(self) -> int:
         """Tokens above the limit that a round may leave."""
         return 0
+
+
+def check_prefill(method: Method, prefill: PrefillMethod) -> None:
+    """Refuse a sparse prefill for a method that must see the attention of the whole prompt.
+
+    Raises:
+        UsageError: naming both.
+    """
+    if isinstance(method, Evicting) and method.accumulates and prefill.name != "dense":
+        raise UsageError(
+            f"method {method.name!r} adds up the attention of the whole prompt, and prefill {prefill.name!r} leaves most "
+            "of it out; use the dense prefill, or a method that looks at the prompt's end only: snapkv"
+        )
