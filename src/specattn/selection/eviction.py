@@ -76,6 +76,6 @@ def check_prefill(method: Method, prefill: PrefillMethod) -> None:
     """
     if isinstance(method, Evicting) and method.accumulates and prefill.name != "dense":
         raise UsageError(
-            f"method {method.name!r} adds up the attention of the whole prompt, and prefill {prefill.name!r} leaves most "
-            "of it out; use the dense prefill, or a method that looks at the prompt's end only: snapkv"
+            f"method {method.name!r} adds up the attention of the whole prompt, and prefill {prefill.name!r} leaves "
+            "most of it out; use the dense prefill, or a method that looks at the prompt's end only: snapkv"
         )
