@@ -63,12 +63,14 @@ def test_streaming_reads_its_sinks_and_its_window():
             assert selection.indices[request, head, :count].tolist() == expected
 
 
-def test_longformers_window_is_dilated():
-    selection, _, _ = select(get_method("longformer", budget=6, sink=2, dilation=3))
+@pytest.mark.parametrize("budget,dilation", [(6, 3), (20, 2), (30, 3), (1.0, 4)])
+def test_longformers_window_is_dilated_and_goes_back_to_what_it_passed_over(budget, dilation):
+    selection, _, _ = select(get_method("longformer", budget=budget, sink=2, dilation=dilation))
     for request, length in enumerate(LENGTHS):
-        window = {length - 1 - 3 * i for i in range(4)}
-        expected = {0, 1, *range(length, length + ROWS), *(t for t in window if t >= 0)}
-        assert listed(selection, request, 1) == expected
+        left = (length if budget == 1 else min(int(budget), length)) - 2
+        ages = sorted(range(max(0, length - 2)), key=lambda age: (age % dilation != 0, age))
+        window = {length - 1 - age for age in ages[:left]}
+        assert listed(selection, request, 0) == {0, 1, *range(length, length + ROWS), *window}
 
 
 def test_bigbird_reads_whole_blocks_first_recent_and_random_ones():

@@ -17,6 +17,9 @@ from specattn.selection.streaming import Streaming
 class Longformer(Streaming):
     """The first tokens as global ones, and a window whose tokens lie ``dilation`` apart.
 
+    Where the window has reached the global tokens and the budget is not used up, it takes the most recent of the tokens
+    that it has passed over; so a budget of 1 reads everything.
+
     Attributes:
         budget: tokens of the context that are read, global ones included: a fraction up to 1, a token count above. The
             round's own tokens come on top.
@@ -36,8 +39,11 @@ class Longformer(Streaming):
     def prepare(self, state: RoundState) -> Selection:
         position = torch.arange(state.max_length, device=state.starts.device)
         starts, lengths = state.starts[:, None], state.lengths[:, None]
-        window = (budget_tokens(self.budget, starts) - self.sink).clamp(min=0) * self.dilation
+        window = (budget_tokens(self.budget, starts) - self.sink).clamp(min=0)
         age = starts - 1 - position
-        taken = (age < window) & (age % self.dilation == 0)
+        dilated = age % self.dilation == 0
+        reachable = ((starts - self.sink).clamp(min=0) + self.dilation - 1) // self.dilation
+        passed_over = age - age // self.dilation - 1  # how many such tokens are more recent
+        taken = torch.where(dilated, age // self.dilation < window, passed_over < window - reachable)
         mask = (position < self.sink) | (age < 0) | taken
         return Selection.from_mask((mask & (position < lengths))[:, None])
