@@ -152,6 +152,12 @@ def test_of_equal_weights_the_most_recent(value):
     assert mask[1].nonzero().flatten().tolist() == [3, 4, 5, 6]
 
 
+def test_decimal_fractions_behave_as_written():
+    p = torch.tensor([0.1, 0.3, 0.6, 0.7, 0.9])
+    lists = run(nucleus_lists, torch.full((5, 10), 0.1), p, [10] * 5)
+    assert lists.counts.tolist() == [1, 3, 6, 7, 9]
+
+
 def test_ties_among_other_weights_are_cut_where_they_are_needed_no_more():
     """In the resident tile, between the tiles, and far behind."""
     scores = torch.full((3, 600), 1.0)

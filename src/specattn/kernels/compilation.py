@@ -125,4 +125,8 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(argument) for argument in sys.argv[1:]] or list(ARCHITECTURES)))
+    try:
+        sys.exit(main([int(argument) for argument in sys.argv[1:]] or list(ARCHITECTURES)))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -188,8 +188,8 @@ def search(
 
     Returns:
         the key; the mass, or number, from there on; and whether the elements that would be missing from the next key
-        on all have this very key. They need not if the search ended early, where none of the elements that reach the
-        key can be spared, or where the surplus is within rounding.
+        on are known to have this very key. They are not if the search ended early: where none of the elements that
+        reach the key can be spared, or where the surplus is within rounding.
     """
     center, spread = model
     low_sum = total
@@ -231,7 +231,7 @@ def search(
                 missed + (PUSH if KIND != TIES else LEAN) * _sign(missed)
             )
         tries += 1
-    return low, low_sum, (high - low == STEP) & (low_sum - needed >= slack)
+    return low, low_sum, high - low == STEP
 
 
 @triton.jit
