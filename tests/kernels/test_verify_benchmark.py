@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import sys
 from types import ModuleType
@@ -57,12 +56,8 @@ class Notes:
 
 @pytest.fixture
 def verify(monkeypatch):
-    clock = ModuleType("specattn.benchmarks.timing")
-    clock.median_ms = None  # not reached: graph_us is replaced
-    monkeypatch.setitem(sys.modules, "specattn.benchmarks.timing", clock)
-    monkeypatch.delitem(sys.modules, "specattn.benchmarks.verify", raising=False)
-    module = importlib.import_module("specattn.benchmarks.verify")
-    monkeypatch.delitem(sys.modules, "specattn.benchmarks.verify")
+    from specattn.benchmarks import verify as module
+
     small = {
         "HEADS": HEADS,
         "POOL_TOKENS": 256,

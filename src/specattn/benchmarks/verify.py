@@ -257,5 +257,5 @@ def scattered_cache(context: int) -> PagedKVCache:
     for part in (cache.keys[0], cache.values[0]):
         part.normal_()
     pages = torch.randperm(cache.pages_for(POOL_TOKENS), device=DEVICE) + 1
-    cache.block_table.copy_(pages.view(slots, -1))
+    cache.block_table[:slots].copy_(pages.view(slots, -1))
     return cache
