@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON files that say what they hold."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specattn.errors import UsageError
 
@@ -26,3 +29,54 @@ def write_file(path: Path, content: bytes, what: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A JSON file that a command makes for a model.
+
+    Attributes:
+        kind, version: what the file says of itself.
+        what: what it holds, for messages.
+        command: what makes it.
+    """
+
+    kind: str
+    version: int
+    what: str
+    command: str
+
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write ``content``, all of it or nothing.
+
+        Raises:
+            UsageError: if the file cannot be written.
+        """
+        text = json.dumps({"kind": self.kind, **content}) + "\n"
+        write_file(path, text.encode(), f"the {self.what}")
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """What :meth:`write` wrote.
+
+        Raises:
+            UsageError: if the file is missing or unreadable, or of another kind or version.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(
+                f"cannot read the {self.what} {path}: {error.strerror or error}; make them with `{self.command}`"
+            ) from error
+        except ValueError:
+            raise self.damaged(path) from None
+        if not isinstance(content, dict) or content.pop("kind", None) != self.kind:
+            raise self.damaged(path)
+        if content.get("version") != self.version:
+            raise UsageError(
+                f"{path} has version {content.get('version')}; this specattn reads version {self.version}: tune again"
+            )
+        return content
+
+    def damaged(self, path: Path) -> UsageError:
+        """The error of a file that holds something else."""
+        return UsageError(f"{path} holds no {self.what} or is damaged; make them with `{self.command}`")

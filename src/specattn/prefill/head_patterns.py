@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from specattn.errors import UsageError
-from specattn.files import write_file
+from specattn.files import Format
 from specattn.mapping.identity import config_hash, describe
 from specattn.prefill.shapes import A_SHAPE, BLOCK_SPARSE, KINDS
 
 VERSION = 1
 """The version of the file format."""
 
-_KIND = "specattn-minference"
+_FORMAT = Format("specattn-minference", VERSION, "patterns", "specattn tune minference")
 
 _SIZES = ("vertical", "slash", "blocks")
 
@@ -98,9 +97,9 @@ class HeadPatterns:
         Raises:
             UsageError: if the file cannot be written.
         """
-        content = {"kind": _KIND, **asdict(self)}
+        content = asdict(self)
         content["layers"] = [[_without_zeros(asdict(head)) for head in heads] for heads in self.layers]
-        write_file(Path(path), (json.dumps(content) + "\n").encode(), "the patterns")
+        _FORMAT.write(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path) -> HeadPatterns:
@@ -109,30 +108,13 @@ class HeadPatterns:
         Raises:
             UsageError: if the file is missing or unreadable, holds no patterns, or ones of another version.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(
-                f"cannot read the patterns {path}: {error.strerror or error}; make them with `specattn tune minference`"
-            ) from error
-        except ValueError:
-            raise _no_patterns(path) from None
-        if not isinstance(content, dict) or content.pop("kind", None) != _KIND:
-            raise _no_patterns(path)
-        if content.get("version") != VERSION:
-            raise UsageError(
-                f"{path} has version {content.get('version')}; this specattn reads version {VERSION}: tune again"
-            )
+        content = _FORMAT.read(Path(path))
         try:
             layers = tuple(tuple(HeadPattern(**head) for head in heads) for heads in content.pop("layers"))
             return cls(layers=layers, **content)
         except (KeyError, TypeError, UsageError):
-            raise _no_patterns(path) from None
+            raise _FORMAT.damaged(Path(path)) from None
 
 
 def _without_zeros(sizes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sizes.items() if value}
-
-
-def _no_patterns(path: str | Path) -> UsageError:
-    return UsageError(f"{path} holds no patterns or is damaged; make them with `specattn tune minference`")

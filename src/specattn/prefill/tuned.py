@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import torch
 
 from specattn.errors import UsageError
-from specattn.files import write_file
+from specattn.files import Format
 from specattn.mapping.identity import config_hash, describe
 from specattn.prefill.thresholds import OFF, Thresholds, check_thresholds
 
 VERSION = 1
 """The version of the file format."""
 
-_KIND = "specattn-sparge"
+_FORMAT = Format("specattn-sparge", VERSION, "thresholds", "specattn tune sparge")
 
 Table = list[list[float]]
 """A number for each layer and query head."""
@@ -81,9 +80,9 @@ class TunedThresholds:
         Raises:
             UsageError: if the file cannot be written.
         """
-        content = {"kind": _KIND, **asdict(self)}
+        content = asdict(self)
         content["lam"] = [[None if value == OFF else value for value in row] for row in self.lam]
-        write_file(Path(path), (json.dumps(content) + "\n").encode(), "the thresholds")
+        _FORMAT.write(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path) -> TunedThresholds:
@@ -92,26 +91,13 @@ class TunedThresholds:
         Raises:
             UsageError: if the file is missing or unreadable, holds no thresholds, or ones of another version.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(
-                f"cannot read the thresholds {path}: {error.strerror or error}; make them with `specattn tune sparge`"
-            ) from error
-        except ValueError:
-            raise _no_thresholds(path) from None
-        if not isinstance(content, dict) or content.pop("kind", None) != _KIND:
-            raise _no_thresholds(path)
-        if content.get("version") != VERSION:
-            raise UsageError(
-                f"{path} has version {content.get('version')}; this specattn reads version {VERSION}: tune again"
-            )
+        content = _FORMAT.read(Path(path))
         try:
             content["lam"] = [[OFF if value is None else value for value in row] for row in content["lam"]]
             tuned = cls(**content)
             tuned._check_tables()
         except (KeyError, TypeError, ValueError):
-            raise _no_thresholds(path) from None
+            raise _FORMAT.damaged(Path(path)) from None
         return tuned
 
     def _check_tables(self) -> None:
@@ -129,7 +115,3 @@ class TunedThresholds:
             math.isfinite(value) for table in (self.l1, self.sparsity) for row in table for value in row
         ):
             raise ValueError("figures that are no numbers")
-
-
-def _no_thresholds(path: str | Path) -> UsageError:
-    return UsageError(f"{path} holds no thresholds or is damaged; make them with `specattn tune sparge`")
