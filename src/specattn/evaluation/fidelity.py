@@ -19,10 +19,10 @@ from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
+from specattn.evaluation.attention_mass import AttentionMass
 from specattn.evaluation.documents import Document
 from specattn.evaluation.evicted_mass import EvictedMass
 from specattn.eviction import Eviction
-from specattn.kernels.dense_attention import attention_probabilities
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import FoundPair, Pair
@@ -30,7 +30,7 @@ from specattn.prefill.base import PrefillMethod
 from specattn.prefill.dense import Dense
 from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
-from specattn.selection.base import Method, Selection
+from specattn.selection.base import Method
 from specattn.selection.checks import check_at_least
 from specattn.selection.eviction import Evicting, check_prefill
 from specattn.speculation import Speculator
@@ -338,30 +338,3 @@ class _StepwiseExport(ExportAttend):
         meter.add_dense(step.slots, step.positions[:, :2], call.window)
         for row in range(2, step.positions.shape[1]):
             meter.add_dense(step.slots, step.positions[:, row : row + 1], call.window)
-
-
-class AttentionMass:
-    """Observes sparse layers: the share of the exact attention mass that the selected tokens hold."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self._sums = torch.zeros(batch, dtype=torch.float64, device=device)
-        self._count = 0
-
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
-        shares = []
-        for request, start in enumerate(step.starts):
-            segments, first = step.segments(call.layer, request, None)
-            exact = attention_probabilities(call.query[request], segments, start, first, call.scaling)
-            mask = selection.to_mask(exact.shape[-1])[request]
-            kept = exact.unflatten(0, (mask.shape[0], -1)) * mask[:, None, None]
-            shares.append(kept.sum(-1).mean())
-        self.add(shares)
-
-    def add(self, shares: Sequence[Tensor]) -> None:
-        """Count one layer of a round, with the share of each request."""
-        self._sums += torch.stack(list(shares))
-        self._count += 1
-
-    def mean(self, request: int) -> float:
-        """The mean over layers, heads and rows; 1 where nothing was sparse."""
-        return float(self._sums[request]) / self._count if self._count else 1.0
