@@ -58,8 +58,8 @@ ALIGNED = (
 
 FEW_BYTES = 8
 MANY_ROWS_BYTES = 576
-"""What may spill: nine rows of a group of eight do not fit into an A100's registers as well as into an H100's. Triton 3.6
-spills up to 352 bytes there, 3.7.1 up to 560."""
+"""What may spill: nine rows of a group of eight do not fit into an A100's registers as well as into an H100's.
+Triton 3.6 spills up to 352 bytes there, 3.7.1 up to 560."""
 
 # rows, query heads, KV heads, channels: Qwen2.5-0.5B and Llama-3.2-1B, and the extremes of what is taken
 SHAPES = [(1, 14, 2, 64), (2, 32, 8, 64), (1, 4, 1, 256), (9, 64, 8, 128)]
