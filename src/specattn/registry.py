@@ -8,16 +8,45 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from specattn.errors import UsageError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a registry holds: a frozen dataclass with a name, whose fields are its options."""
+
+    name: ClassVar[str]
+    wrapped_defaults: ClassVar[Mapping[str, object]] = {}
+    """For a member that wraps another: options that the other is given where its text leaves them out."""
+
+    def options(self) -> dict[str, object]:
+        """The options with their values, for reports; a wrapped member as its text."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {
+            name: value.spec(self.wrapped_defaults) if isinstance(value, Member) else value
+            for name, value in values.items()
+        }
+
+    def spec(self, always: Collection[str] = ()) -> str:
+        """The text that makes it again: its name, and the options that differ from their defaults.
+
+        Args:
+            always: options that are written even if they do not differ.
+        """
+        defaults = type(self)().options()
+        changed = {
+            name: value for name, value in self.options().items() if name in always or value != defaults[name]
+        }
+        return ":".join([self.name, *(f"{name}={_quoted(value)}" for name, value in changed.items())])
 
 
 @dataclass(frozen=True)
@@ -158,7 +187,7 @@ def split(text: str, separator: str) -> list[str]:
     return parts
 
 
-def quoted(value: object) -> str:
+def _quoted(value: object) -> str:
     """An option's value as it stands in a member's text: in parentheses where it holds a separator."""
     text = str(value)
     return f"({text})" if set(text) & set(":,=") else text

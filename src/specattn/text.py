@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from specattn.errors import UsageError
+
 REPLACEMENT = "\ufffd"
 """What a tokenizer makes of bytes that are no character, or not yet."""
 
@@ -85,3 +87,18 @@ def first_tokens(tokenizer: Any, text: str | Sequence[int], count: int) -> list[
     if len(tokens) < count + MARGIN:
         tokens = list(tokenizer(text)["input_ids"])
     return tokens[:count]
+
+
+def required_tokens(tokenizer: Any, number: int, text: str | Sequence[int], count: int) -> list[int]:
+    """The first ``count`` tokens of text ``number`` of several.
+
+    Raises:
+        UsageError: if there are fewer.
+    """
+    tokens = first_tokens(tokenizer, text, count)
+    if len(tokens) < count:
+        raise UsageError(
+            f"text {number + 1} has {len(tokens):,} tokens and {count:,} are to be read; "
+            "use a longer text or fewer tokens"
+        )
+    return tokens

@@ -11,9 +11,8 @@ import typer
 
 from specattn.cli.models import Models
 from specattn.cli.options import Debug, Device, Draft, Dtype, FixedGamma, Json, PairName, Target, Texts
-from specattn.cli.output import check_output, check_plot, console, print_json
+from specattn.cli.output import check_new, check_plot, console, print_json
 from specattn.cli.progress import Bars
-from specattn.errors import UsageError
 
 if TYPE_CHECKING:
     from specattn.mapping.artifact import Mapping
@@ -59,9 +58,7 @@ def calibrate(
     from specattn.mapping.calibrate import calibrate as run
 
     texts = [read_text(path) for path in text]
-    check_output(out, "--out")
-    if out.exists() and not force:
-        raise UsageError(f"--out {out} exists; choose another name, or replace it with --force")
+    check_new(out, "--out", force=force)
     check_plot(plot)
     models = Models(pair, target, draft, device, dtype)
     loaded, load_seconds = models.load(models.find())

@@ -72,3 +72,14 @@ def check_plot(path: Path | None) -> None:
     kinds = sorted(FigureCanvasBase.filetypes)
     if path.suffix.removeprefix(".").lower() not in kinds:
         raise UsageError(f"--plot {path}: {path.suffix or 'no ending'!r} is not one of {', '.join(kinds)}")
+
+
+def check_new(path: Path, option: str, *, force: bool) -> None:
+    """The same, and refuse to replace a file unless ``force`` says so.
+
+    Raises:
+        UsageError: as :func:`check_output`, or if the file exists.
+    """
+    check_output(path, option)
+    if path.exists() and not force:
+        raise UsageError(f"{option} {path} exists; choose another name, or replace it with --force")

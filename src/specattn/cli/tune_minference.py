@@ -11,9 +11,8 @@ import typer
 
 from specattn.cli.models import Models
 from specattn.cli.options import Debug, Device, Dtype, Json, PairName, Target, Texts
-from specattn.cli.output import check_output, console, print_json
+from specattn.cli.output import check_new, console, print_json
 from specattn.cli.progress import Bars
-from specattn.errors import UsageError
 
 if TYPE_CHECKING:
     from specattn.pairs import Pair
@@ -48,9 +47,7 @@ def minference(
 
     texts = [read_text(path) for path in text]
     check_budget(budget, tokens)
-    check_output(out, "--out")
-    if out.exists() and not force:
-        raise UsageError(f"--out {out} exists; choose another name, or replace it with --force")
+    check_new(out, "--out", force=force)
     models = Models(pair, target, None, device, dtype).without_draft()
     loaded, load_seconds = models.load(models.find())
     layers = loaded.target.config.get_text_config().num_hidden_layers

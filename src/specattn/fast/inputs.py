@@ -42,7 +42,7 @@ class RoundInputs:
     @property
     def batch(self) -> Batch:
         """The batch as the parts of a round that do not need the host know it."""
-        return Batch([], [], recent=self.table[:, 3:], rounds=self.table[:, 2], sampling=self.sampling)
+        return Batch([], [], recent=self.recent, rounds=self.table[:, 2], sampling=self.sampling)
 
     @property
     def lengths(self) -> Tensor:

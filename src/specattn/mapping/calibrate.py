@@ -23,7 +23,7 @@ from specattn.mapping.samples import Geometry, RoundSample
 from specattn.mapping.similarity import METRICS, similarity
 from specattn.mapping.statistics import collect, statistics_bytes
 from specattn.pairs import Pair
-from specattn.text import first_tokens
+from specattn.text import required_tokens
 
 Progress = Callable[[str, int], None]
 """Called with a stage (``target``, ``draft``, ``mixture``) and how many tokens or passes of it were just finished."""
@@ -62,7 +62,7 @@ def calibrate(
     """
     geometry = _check(pair, tokens, rounds, gamma, metric, heads)
     assert pair.draft is not None
-    tokenized = [_tokens(pair, number, text, tokens) for number, text in enumerate(texts)]
+    tokenized = [required_tokens(pair.tokenizer, number, text, tokens) for number, text in enumerate(texts)]
     if not tokenized:
         raise UsageError("no text to calibrate on; give at least one")
     needed = len(texts) * statistics_bytes(*_kv_geometries(pair), tokens, rounds)
@@ -146,16 +146,6 @@ def _kv_geometries(pair: Pair) -> tuple[KVGeometry, KVGeometry]:
         KVGeometry.from_config(pair.target.config, pair.target.dtype),
         KVGeometry.from_config(pair.draft.config, pair.draft.dtype),
     )
-
-
-def _tokens(pair: Pair, number: int, text: str | Sequence[int], count: int) -> list[int]:
-    ids = first_tokens(pair.tokenizer, text, count)
-    if len(ids) < count:
-        raise UsageError(
-            f"text {number + 1} has {len(ids):,} tokens and {count:,} are to be read; "
-            "use a longer text or fewer tokens"
-        )
-    return ids
 
 
 def _kv_mean(divergence: Tensor, geometry: Geometry) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from specattn.registry import quoted
+from specattn.registry import Member
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,8 @@ class PrefillOutput:
 
 
 @dataclass(frozen=True)
-class PrefillMethod:
+class PrefillMethod(Member):
     """A prefill method: its options are the fields of a frozen dataclass."""
-
-    name: ClassVar[str]
 
     def check(self, config: Any) -> None:
         """Refuse a model that the method cannot serve, by its transformers configuration, before any work.
@@ -60,13 +57,3 @@ class PrefillMethod:
     def attention(self, call: PrefillCall) -> PrefillOutput:
         """Causal attention of the call's rows, exact or approximate. Sliding-window layers never get here."""
         raise NotImplementedError
-
-    def options(self) -> dict[str, object]:
-        """The options with their values, for reports."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def spec(self) -> str:
-        """The method as text that makes it again: its name, and the options that differ from their defaults."""
-        defaults = type(self)().options()
-        changed = {name: value for name, value in self.options().items() if value != defaults[name]}
-        return ":".join([self.name, *(f"{name}={quoted(value)}" for name, value in changed.items())])

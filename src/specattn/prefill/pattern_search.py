@@ -26,7 +26,7 @@ from specattn.prefill.patterns import Pattern, causal_products
 from specattn.prefill.shapes import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Sizes
 from specattn.runner import ModelRunner
 from specattn.selection.checks import check_probability
-from specattn.text import first_tokens
+from specattn.text import required_tokens
 
 Progress = Callable[[str, int], None]
 """Called with ``layers`` and how many of a text were just searched."""
@@ -142,7 +142,7 @@ def choose_patterns(
         raise UsageError(
             f"tokens={tokens:,} is above {pair.context_limit:,}, the target's context; use fewer"
         )
-    tokenized = [_tokens(pair, number, text, tokens) for number, text in enumerate(texts)]
+    tokenized = [required_tokens(pair.tokenizer, number, text, tokens) for number, text in enumerate(texts)]
     if not tokenized:
         raise UsageError("no text to choose patterns on; give at least one")
     searches = [_search(pair, ids, ShapeSearch(method, budget, progress)) for ids in tokenized]
@@ -208,13 +208,3 @@ def _errors(out: Tensor, dense: Tensor) -> Tensor:
     """Relative error of each head's output ``[rows, heads, head_dim]``: float64 ``[heads]``."""
     difference, exact = (out - dense).double().norm(dim=(0, 2)), dense.double().norm(dim=(0, 2))
     return difference / exact.clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _tokens(pair: Pair, number: int, text: str | Sequence[int], count: int) -> list[int]:
-    ids = first_tokens(pair.tokenizer, text, count)
-    if len(ids) < count:
-        raise UsageError(
-            f"text {number + 1} has {len(ids):,} tokens and {count:,} are to be read; "
-            "use a longer text or fewer tokens"
-        )
-    return ids

@@ -21,7 +21,7 @@ from specattn.prefill.trial import Candidates, Trial
 from specattn.prefill.tuned import TunedThresholds
 from specattn.prefill.two_stage import check_head_dim
 from specattn.runner import ModelRunner
-from specattn.text import first_tokens
+from specattn.text import required_tokens
 
 THETAS = (0.8, 0.6, 0.4, 0.2)
 TAUS = (0.99, 0.98, 0.95, 0.9, 0.8)
@@ -68,7 +68,7 @@ def tune_sparge(
     _check(pair, tokens, l1)
     if not texts:
         raise UsageError("no text to tune on; give at least one")
-    ids = [_tokens(pair, number, text, tokens) for number, text in enumerate(texts)]
+    ids = [required_tokens(pair.tokenizer, number, text, tokens) for number, text in enumerate(texts)]
     geometry = KVGeometry.from_config(pair.target.config, pair.dtype)
     runner = ModelRunner(pair.target, tokens=tokens, slots=1)
 
@@ -116,16 +116,6 @@ def _check(pair: Pair, tokens: int, l1: float) -> None:
     if not 1 <= tokens <= limit:
         raise UsageError(f"tokens={tokens:,} is outside 1 to {limit:,}, the context of the target")
     check_head_dim("tune sparge", KVGeometry.from_config(pair.target.config, pair.dtype).head_dim)
-
-
-def _tokens(pair: Pair, number: int, text: str | Sequence[int], count: int) -> list[int]:
-    ids = first_tokens(pair.tokenizer, text, count)
-    if len(ids) < count:
-        raise UsageError(
-            f"text {number + 1} has {len(ids):,} tokens and {count:,} are to be read; "
-            "use a longer text or fewer tokens"
-        )
-    return ids
 
 
 def _run(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-from collections.abc import Collection
-from collections.abc import Mapping as Options
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from specattn.registry import quoted
+from specattn.registry import Member
 from specattn.selection.checks import check_at_least
 
 if TYPE_CHECKING:
@@ -155,18 +152,15 @@ class LayerState:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Member):
     """A selection method: its options are the fields of a frozen dataclass.
 
     Attributes:
         dense_layers: the first layers, which read everything (2 in Quest and in the paper).
     """
 
-    name: ClassVar[str]
     selects: ClassVar[bool] = True
     """Whether ``select`` returns plain lists, so that another method may wrap this one and narrow them further."""
-    wrapped_defaults: ClassVar[Options[str, object]] = {}
-    """For a method that wraps another: options that the other is given where its text leaves them out."""
 
     dense_layers: int = 2
 
@@ -198,23 +192,3 @@ class Method:
     def is_dense(self, layer: int) -> bool:
         """Whether ``layer`` reads everything."""
         return layer < self.dense_layers
-
-    def options(self) -> dict[str, object]:
-        """The options with their values, for reports; a wrapped method as its text."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: value.spec(self.wrapped_defaults) if isinstance(value, Method) else value
-            for name, value in values.items()
-        }
-
-    def spec(self, always: Collection[str] = ()) -> str:
-        """The method as text that makes it again: its name, and the options that differ from their defaults.
-
-        Args:
-            always: options that are written even if they do not differ.
-        """
-        defaults = type(self)().options()
-        changed = {
-            name: value for name, value in self.options().items() if name in always or value != defaults[name]
-        }
-        return ":".join([self.name, *(f"{name}={quoted(value)}" for name, value in changed.items())])
