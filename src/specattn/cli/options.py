@@ -120,6 +120,14 @@ Gamma = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Fast = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--no-fast",
+        help="Whether rounds run on the device alone; by default on a GPU, where models and method allow it.",
+        rich_help_panel=METHOD,
+    ),
+]
 FixedGamma = Annotated[
     int,
     typer.Option(
