@@ -184,7 +184,7 @@ def test_the_engine_takes_the_fast_path(method):
     pair, results = half_pair(), []
     for fast in (False, True):
         options = {"method": method, "mapping": tiny_mapping(pair), "max_batch": 3, "max_new_tokens": 6}
-        results.append(generate(pair, PROMPTS, fast=fast, ignore_eos=True, **options))
+        results.append(generate(pair, PROMPTS, fast=fast, fallback=False, ignore_eos=True, **options))
     assert [result.tokens[:4] for result in results[1]] == [result.tokens[:4] for result in results[0]]
 
 
@@ -193,7 +193,7 @@ def test_the_engine_takes_the_fast_path(method):
 def test_rounds_neither_wait_for_the_device_nor_allocate(method, sampling):
     pair = half_pair()
     with Engine(
-        pair, method=method, mapping=tiny_mapping(pair), gamma=4, max_batch=3, max_tokens=1200
+        pair, method=method, mapping=tiny_mapping(pair), gamma=4, fallback=False, max_batch=3, max_tokens=1200
     ) as engine:
         assert engine.path.fast, engine.path.reason
         for prompt in PROMPTS:

@@ -21,17 +21,19 @@ import torch
 
 from specattn.accounting import fractions
 from specattn.attention import attached
+from specattn.breakeven import BreakEven
+from specattn.byte_model import ByteModel
 from specattn.errors import CacheFullError, SpecAttnError
-from specattn.gamma import GammaPolicy, check_gamma
+from specattn.gamma import check_gamma
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
 from specattn.path import choose_path
-from specattn.plan import Plan
+from specattn.plan import Plan, candidates
 from specattn.prefill.base import PrefillMethod
 from specattn.prefill.registry import resolve_prefill
 from specattn.request import ActiveRequest, GenerationResult, Request
-from specattn.rounds import Flight, Rounds, TorchRounds
+from specattn.rounds import Flight, Rounds, TorchRounds, size_of
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method
@@ -64,6 +66,9 @@ class Engine:
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
         fast: whether rounds run on the device alone (docs/architecture.md); ``None``: on a GPU, where they can.
+        fallback: whether rounds in which the method does not pay read everything, or do without the draft; ``None``:
+            on the fast path on a GPU. What pays is measured, so which tokens a sparse method gives may then differ
+            from run to run.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
@@ -82,6 +87,7 @@ class Engine:
         gamma: int | str = 4,
         prefill: PrefillMethod | str = "dense",
         fast: bool | None = None,
+        fallback: bool | None = None,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -94,10 +100,13 @@ class Engine:
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.path = choose_path(pair, self.method, fast)
-        self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
+        if fallback is None:
+            fallback = self.path.fast and pair.device.type == "cuda"
+        plans = candidates(self.method, gamma, drafting=pair.draft is not None, fallback=fallback)
+        self.policy = BreakEven(plans, ByteModel.of(pair))
         self._progress = progress
         # A round writes up to gamma tokens beyond the last that counts; one too many goes on behind them.
-        self._slack = (self.policy.largest + 1) * (2 if self.path.fast else 1)
+        self._slack = (self.policy.largest_gamma + 1) * (2 if self.path.fast else 1)
         size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
@@ -231,10 +240,10 @@ class Engine:
 
     def _round(self) -> list[Update]:
         updates, requests = [], self._going_on()
-        plan = self._plan(requests)
-        if self._must_know(requests, plan):
+        plan = self.policy.choose(size_of(requests)) if requests else None
+        if plan and self._must_know(requests, plan):
             updates, requests = self._drain(), self._going_on()
-        flight = self._launch(requests, plan) if requests else None
+        flight = self._launch(requests, plan) if plan and requests else None
         if self._rounds.ahead:
             flight, self._flight = self._flight, flight
         return updates + self._settle(flight)
@@ -250,12 +259,9 @@ class Engine:
     def _in_flight(self, id: int) -> bool:
         return self._flight is not None and id in self._flight.requests
 
-    def _plan(self, requests: dict[int, ActiveRequest]) -> Plan:
-        return Plan(self.policy.choose() if self.pair.draft is not None else 0, sparse=True)
-
     def _must_know(self, requests: dict[int, ActiveRequest], plan: Plan) -> bool:
         """Whether the next round depends on what the host has not read: near the context's end, or for the draft."""
-        if self._flight is None or not requests:
+        if self._flight is None:
             return False
         ahead = self._flight.plan.gamma
         return self._rows_left(requests) < plan.gamma + ahead + 1 or ahead == 0 < plan.gamma
@@ -294,6 +300,7 @@ class Engine:
         if flight is None:
             return []
         landed = flight.land()
+        self.policy.observe(flight.plan, flight.size, landed.seconds)
         return [
             self._take(id, active, flight.plan, tokens, reads)
             for (id, active), tokens, reads in zip(
@@ -305,15 +312,15 @@ class Engine:
     def _take(
         self, id: int, active: ActiveRequest, plan: Plan, tokens: Sequence[int], reads: Sequence[float]
     ) -> Update:
-        before = len(active.tokens)
+        known = len(active.tokens)
         active.accepted.append(len(tokens) - 1)
         active.proposed += plan.gamma
+        read, full = (after - before for after, before in zip(reads[:2], active.reads[:2], strict=True))
+        self.policy.observe_request(plan, len(tokens) - 1, read / full)
         active.reads = reads
         active.push(tokens)
-        if plan.gamma:
-            self.policy.observe(len(tokens) - 1, plan.gamma)
         self._rounds.commit(active, plan)
-        return self._update(id, before)
+        return self._update(id, known)
 
     # Results
 
@@ -342,11 +349,3 @@ def _rounds(speculator: Speculator, fast: bool) -> Rounds:
     from specattn.fast.rounds import FastRounds
 
     return FastRounds(speculator)
-
-
-def _draft_cost(pair: Pair) -> float:
-    """A draft step in target passes, by the weights' bytes: what decoding is bound by at short contexts."""
-    if pair.draft is None:
-        return 1.0
-    sizes = [sum(p.nbytes for p in model.parameters()) for model in (pair.draft, pair.target)]
-    return sizes[0] / sizes[1]

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from specattn.breakeven import Size
 from specattn.landed import Landed
 from specattn.plan import Plan
 from specattn.request import ActiveRequest
@@ -22,11 +23,13 @@ class Flight:
 
     Attributes:
         requests: whose round it is, by their numbers.
+        size: how large it was when it was launched.
         land: waits for the round and says what it produced, in the order of the requests.
     """
 
     requests: Mapping[int, ActiveRequest]
     plan: Plan
+    size: Size
     land: Callable[[], Landed]
 
 
@@ -91,7 +94,7 @@ class TorchRounds:
         rows, counts = outcome.tokens.tolist(), outcome.counts.tolist()
         tokens = [row[:count] for row, count in zip(rows, counts, strict=True)]
         landed = Landed(tokens, self._reads(active), perf_counter() - started)
-        return Flight(requests, plan, lambda: landed)
+        return Flight(requests, plan, size_of(requests), lambda: landed)
 
     def commit(self, active: ActiveRequest, plan: Plan) -> None:
         """Set the caches' lengths."""
@@ -104,6 +107,11 @@ class TorchRounds:
         columns.append(torch.zeros_like(columns[0]) if draft is None else draft.meter.read[slots])
         figures: list[list[float]] = torch.stack(columns, 1).tolist()
         return figures
+
+
+def size_of(requests: Mapping[int, ActiveRequest]) -> Size:
+    """How large a round of these requests is, as far as the host knows."""
+    return Size(len(requests), sum(active.length for active in requests.values()))
 
 
 def batch_of(requests: Sequence[ActiveRequest], device: torch.device) -> Batch:

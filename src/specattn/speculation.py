@@ -103,7 +103,7 @@ class Speculator:
 
     def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
         """Rounds on the same models and caches without the draft, or with a target that reads all of its cache."""
-        if (drafting or self.draft is None) and sparse:
+        if (drafting or self.draft is None) and (sparse or isinstance(self.method, Dense)):
             return self
         method, mapping = (self.method, self.mapping) if sparse else (Dense(), None)
         draft = self.draft if drafting else None

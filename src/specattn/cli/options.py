@@ -128,6 +128,15 @@ Fast = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Fallback = Annotated[
+    bool | None,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Whether rounds in which the method does not pay read everything, or do without the draft; by default "
+        "where rounds run on a GPU alone.",
+        rich_help_panel=METHOD,
+    ),
+]
 FixedGamma = Annotated[
     int,
     typer.Option(

@@ -66,6 +66,7 @@ def _figures(report: dict[str, Any]) -> Table:
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
         "method": f"{report['method']} {options}",
         "path": _path(report["path"]),
+        **({"choice": report["plans"]["reason"]} if report["plans"]["reason"] else {}),
         **({"prefill": prefill} if report["prefill"] != "dense" else {}),
         "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
         f" ({report['finish_reason']})",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from specattn.fast.speculator import FastSpeculator
 from specattn.plan import Plan
 from specattn.request import ActiveRequest
-from specattn.rounds import Flight, Variants, batch_of
+from specattn.rounds import Flight, Variants, batch_of, size_of
 from specattn.sampling import SamplingState
 from specattn.speculation import Speculator
 
@@ -31,7 +31,8 @@ class FastRounds:
         speculator = self._variants.of(plan)
         assert isinstance(speculator, FastSpeculator)
         slots = [active.slot for active in requests.values()]
-        return Flight(requests, plan, speculator.launch(slots, plan.gamma, self._sampling(requests)))
+        land = speculator.launch(slots, plan.gamma, self._sampling(requests))
+        return Flight(requests, plan, size_of(requests), land)
 
     def commit(self, active: ActiveRequest, plan: Plan) -> None:
         """Set the caches' lengths, which prefill and the host's account go by."""
