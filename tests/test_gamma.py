@@ -71,7 +71,7 @@ def test_the_default_decay_follows_a_change():
     acceptance = Acceptance()
     assert acceptance.rate == 0.75
     for rate in (0.95, 0.2):
-        for _ in range(300):
+        for _ in range(600):
             acceptance.observe(simulated_round(rate, 8, generator), 8)
         assert acceptance.rate == pytest.approx(rate, abs=0.08)
 
@@ -82,3 +82,16 @@ def test_a_rate_of_one_is_no_trouble():
         acceptance.observe(5, 5)
     assert 0.999 < acceptance.rate <= 1
     assert acceptance.tokens(5) == pytest.approx(6, rel=1e-3)
+
+
+def test_hope_shrinks_with_what_is_known():
+    acceptance = Acceptance()
+    assert acceptance.hope > acceptance.rate + 0.15
+    for _ in range(300):
+        acceptance.observe(1, 2)
+    known = acceptance.rate
+    assert known == pytest.approx(0.5, abs=0.01)
+    assert acceptance.hope == known
+    for _ in range(1000):
+        acceptance.fade()
+    assert acceptance.hope > acceptance.rate + 0.1 > known + 0.1

@@ -127,8 +127,8 @@ class BreakEven:
         return self.model.nbytes(plan, size.tokens) * (self._measured[nearest].seconds if nearest else 1.0)
 
     def speed(self, plan: Plan, size: Size) -> float:
-        """Expected tokens a second of each request."""
-        return self.acceptance.tokens(plan.gamma) / self.seconds(plan, size)
+        """Tokens a second of each request that there is reason to hope for."""
+        return self.acceptance.tokens(plan.gamma, self.acceptance.hope) / self.seconds(plan, size)
 
     def report(self) -> dict[str, Any]:
         """What was chosen, what it follows from, and why the last choice is what it is, if there was one."""

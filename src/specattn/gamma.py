@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from specattn.errors import UsageError
@@ -19,6 +20,9 @@ PRIOR = (3.0, 4.0)
 
 FADING = 1 / 256
 """How much of the acceptance rate is forgotten in a round without proposals."""
+
+ENOUGH = 100
+"""Decided tokens from which on the estimate is taken at its word."""
 
 
 def check_gamma(gamma: int | str) -> None:
@@ -42,7 +46,7 @@ class Acceptance:
     It is accepted tokens over decided ones, with a decay that forgets old rounds.
     """
 
-    decay: float = 0.98
+    decay: float = 0.99
     _accepted: float = PRIOR[0]
     _decided: float = PRIOR[1]
 
@@ -51,9 +55,19 @@ class Acceptance:
         """The estimate."""
         return self._accepted / self._decided
 
-    def tokens(self, gamma: int) -> float:
-        """Expected tokens of a round, ``(1 - a^(gamma+1)) / (1 - a)``."""
-        return sum(self.rate**i for i in range(gamma + 1))
+    @property
+    def hope(self) -> float:
+        """The rate, plus what a standard error of so few decided tokens exceeds that of :data:`ENOUGH` by.
+
+        So a few rounds of bad luck do not end the proposals, after which there would be nothing to learn from.
+        """
+        spread = math.sqrt(self.rate * (1 - self.rate))
+        return min(1.0, self.rate + spread * max(0.0, self._decided**-0.5 - ENOUGH**-0.5))
+
+    def tokens(self, gamma: int, rate: float | None = None) -> float:
+        """Expected tokens of a round, ``(1 - a^(gamma+1)) / (1 - a)``, for the estimate or another ``rate`` a."""
+        a = self.rate if rate is None else rate
+        return sum(a**i for i in range(gamma + 1))
 
     def observe(self, accepted: int, proposed: int) -> None:
         """Learn from a round of one request: the first rejection decides one token, the rest stay unknown."""
