@@ -25,6 +25,8 @@ def unsupported(method: Method) -> str | None:
     for option, value in wanted.items():
         if getattr(method, option) != value:
             return f"{method.name} has a fast path for {option}={value} only"
+    if method.tail:
+        return f"{method.name} has a fast path for tail=0 only"
     return None
 
 

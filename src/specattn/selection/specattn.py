@@ -17,6 +17,7 @@ from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
+from specattn.selection.weighted_tail import add_tail, check_tail
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
@@ -35,6 +36,10 @@ class SpecAttn(Method):
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+        tail: tokens sampled from what the nucleus leaves out, which stand for all of it: a fraction of the context up
+            to 1, a token count above; 0 for none.
+        a: share of uniform probability in the sample; the rest is the mapped attention.
+        seed: of the sample, which also depends on where the round begins.
     """
 
     name: ClassVar[str] = "specattn"
@@ -47,6 +52,9 @@ class SpecAttn(Method):
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
+    tail: float = 0
+    a: float = 0.2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +65,15 @@ class SpecAttn(Method):
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+        check_tail(self.name, self.tail, self.a)
 
     @property
     def needs(self) -> Need:
         return Need.DRAFT | Need.MAPPING
+
+    @property
+    def wrappable(self) -> bool:
+        return not self.tail
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
@@ -80,6 +93,8 @@ class SpecAttn(Method):
         mask = mask.any(1)
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
+        if self.tail:
+            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
