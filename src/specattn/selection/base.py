@@ -29,12 +29,14 @@ class Selection:
             that stand for themselves alone.
         extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
             request: a number or float64 ``[batch]``.
+        capped: optional bool ``[batch, kv_heads]``: lists that a limit keeps shorter than the method's promise asks.
     """
 
     indices: Tensor
     counts: Tensor
     log_weights: Tensor | None = None
     extra_bytes: Tensor | float = 0.0
+    capped: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:

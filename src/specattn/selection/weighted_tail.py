@@ -46,11 +46,16 @@ def add_tail(
         tail: tokens to draw for each list: a fraction of the context up to 1, a count above.
         a: the uniform share, in (0, 1].
     """
-    position = torch.arange(exact.shape[-1], device=exact.device)
-    visible = position < state.lengths[:, None, None, None]
-    weights = proposal(for_kv_heads(density, state.kv_heads), visible & ~exact, a)
+    weights = residual_weights(state, exact, density, a)
     count = budget_tokens(tail, state.starts)[:, None, None]
     return with_tail(exact, weights, count, random_weights(state, seed, 2, Stream.TAIL))
+
+
+def residual_weights(state: RoundState, exact: Tensor, density: Tensor, a: float) -> Tensor:
+    """What the tokens outside of ``exact`` are drawn in proportion to, of the shape of ``exact``."""
+    position = torch.arange(exact.shape[-1], device=exact.device)
+    visible = position < state.lengths[:, None, None, None]
+    return proposal(for_kv_heads(density, state.kv_heads), visible & ~exact, a)
 
 
 def for_kv_heads(density: Tensor, kv_heads: int) -> Tensor:
@@ -118,6 +123,25 @@ def systematic(probability: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     end = width.cumsum(-1) + (UNIT - 1 - shift)[..., None]
     drawn = (end >> UNIT_BITS) - ((end - width) >> UNIT_BITS)
     return drawn.int(), width.double() / UNIT
+
+
+def independent(probability: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Which tokens the teeth of a comb hit whose teeth are shifted each on its own, in order.
+
+    No arrangement of the text is in step with such a comb, and the draws are independent, as the central limit theorem
+    wants them. A token that lies across the end of a unit may be hit twice, or more often if it is longer than one.
+
+    Args:
+        probability: float64 ``[..., length]``, how often each token is drawn on average.
+        shifts: int64 ``[..., draws]``, uniform in [0, 2**40).
+
+    Returns:
+        int64 ``[..., draws]``, ``length`` for a tooth behind the last token; and float64 ``[..., length]``: what
+        ``probability`` is as a multiple of 2**-40.
+    """
+    width = (probability * UNIT).long()
+    tooth = torch.arange(shifts.shape[-1], device=shifts.device) * UNIT + shifts
+    return torch.searchsorted(width.cumsum(-1), tooth, right=True), width.double() / UNIT
 
 
 def comb_shift(numbers: Tensor) -> Tensor:
