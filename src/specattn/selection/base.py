@@ -29,12 +29,14 @@ class Selection:
             that stand for themselves alone.
         extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
             request: a number or float64 ``[batch]``.
+        capped: optional bool ``[batch, kv_heads]``: lists that a limit keeps shorter than the method's promise asks.
     """
 
     indices: Tensor
     counts: Tensor
     log_weights: Tensor | None = None
     extra_bytes: Tensor | float = 0.0
+    capped: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
@@ -50,8 +52,8 @@ class Selection:
 
     def of_layer(self, layer: int) -> Selection:
         """The lists of one layer, of a selection ``[batch, layers, kv_heads, ...]`` of all."""
-        assert self.log_weights is None, "weights are made for one layer at a time"
-        return Selection(self.indices[:, layer], self.counts[:, layer])
+        weights = None if self.log_weights is None else self.log_weights[:, layer]
+        return Selection(self.indices[:, layer], self.counts[:, layer], weights)
 
     def for_heads(self, kv_heads: int) -> Selection:
         """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""
@@ -171,6 +173,11 @@ class Method(Member):
     def needs(self) -> Need:
         """What must be computed for it in every round."""
         return Need.NOTHING
+
+    @property
+    def wrappable(self) -> bool:
+        """:attr:`selects`, with these options."""
+        return self.selects
 
     @property
     def stores(self) -> tuple[StoreSpec, ...]:

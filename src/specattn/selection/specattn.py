@@ -17,6 +17,8 @@ from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
+from specattn.selection.verified_tail import Promise, Residual, check_promise, verified_lists
+from specattn.selection.weighted_tail import add_tail, check_tail, residual_weights
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
@@ -35,6 +37,13 @@ class SpecAttn(Method):
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+        tail: tokens sampled from what the nucleus leaves out, which stand for all of it: a fraction of the context up
+            to 1, a token count above; 0 for none. With ``eps`` it is the most that may be sampled; 0 for no limit.
+        a: share of uniform probability in the sample; the rest is the mapped attention.
+        seed: of the sample, which also depends on where the round begins.
+        eps, delta: sample as many as keep each query's output within a relative error of ``eps`` in all but ``delta``
+            of the cases; an ``eps`` of 0 promises nothing.
+        pilot: draws that tell how many are needed.
     """
 
     name: ClassVar[str] = "specattn"
@@ -47,6 +56,12 @@ class SpecAttn(Method):
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
+    tail: float = 0
+    a: float = 0.2
+    seed: int = 0
+    eps: float = 0
+    delta: float = 0.05
+    pilot: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,13 +72,19 @@ class SpecAttn(Method):
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+        check_tail(self.name, self.tail, self.a)
+        check_promise(self.name, self.eps, self.delta, self.pilot)
 
     @property
     def needs(self) -> Need:
         return Need.DRAFT | Need.MAPPING
 
-    def prepare(self, state: RoundState) -> Selection:
-        """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
+    @property
+    def wrappable(self) -> bool:
+        return not (self.tail or self.eps)
+
+    def prepare(self, state: RoundState) -> Selection | Residual:
+        """The lists of all layers in one go, or what they are drawn from: ``[batch, layers, kv_heads, capacity]``."""
         # [batch, rows, layers, heads, length]; one row if the rows' mean is what counts.
         weights = self._mapped(state)
         batch = weights.shape[0]
@@ -80,9 +101,16 @@ class SpecAttn(Method):
         mask = mask.any(1)
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
+        if self.eps:
+            return Residual(mask, residual_weights(state, mask, weights.mean(1), self.a))
+        if self.tail:
+            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
+        if isinstance(state.prepared, Residual):
+            promise = Promise(self.eps, self.delta, self.pilot, self.tail, self.seed)
+            return verified_lists(state, state.prepared, promise)
         assert isinstance(state.prepared, Selection)
         return state.prepared.of_layer(state.layer)
 

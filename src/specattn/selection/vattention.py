@@ -145,7 +145,7 @@ class VAttention(Method):
 
 def _check_base(base: Method) -> None:
     """Refuse a base without plain lists, or one whose lists hold only what it is forced to hold."""
-    if not base.selects:
+    if not base.wrappable:
         raise UsageError(
             f"vattention: base={base.name} returns no plain lists to extend; "
             "use for example topk, quest, specattn"
