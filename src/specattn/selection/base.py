@@ -19,6 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PseudoTokens:
+    """What stands for tokens that are not read. All rows of the round see them, so they are older than it.
+
+    Attributes:
+        keys, values: float32 ``[batch, kv_heads, n, head_dim]``.
+        log_weights: float32 ``[batch, kv_heads, n]``, added to the logits: the logarithm of how many tokens each
+            stands for, -inf if for none.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_weights: Tensor
+
+
+@dataclass(frozen=True)
 class Selection:
     """The KV rows that one layer of the target reads in one round.
 
@@ -29,12 +44,14 @@ class Selection:
             that stand for themselves alone.
         extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
             request: a number or float64 ``[batch]``.
+        pseudo: what stands for the others, if anything does.
     """
 
     indices: Tensor
     counts: Tensor
     log_weights: Tensor | None = None
     extra_bytes: Tensor | float = 0.0
+    pseudo: PseudoTokens | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
@@ -61,6 +78,7 @@ class Selection:
     def narrowed(self, mask: Tensor) -> Selection:
         """The entries that ``mask`` ``[batch, kv_heads, capacity]`` keeps; padding stays out."""
         assert self.log_weights is None, "weights are made for the final list"
+        assert self.pseudo is None, "what stands for the others is made for the final list"
         kept = Selection.from_mask(mask & (self.indices >= 0))
         chosen = self.indices.gather(-1, kept.indices.clamp(min=0).long())
         return Selection(chosen.masked_fill(kept.indices < 0, -1), kept.counts)

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
+from specattn.selection.centroids import check_centroids, with_centroids
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
+from specattn.stores.page_means import PageMeans
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
+    from specattn.stores.base import StoreSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class SpecAttn(Method):
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+        centroids: tokens a page, of which what is not read is represented by its mean key and value; 0: by nothing.
     """
 
     name: ClassVar[str] = "specattn"
@@ -47,6 +51,7 @@ class SpecAttn(Method):
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
+    centroids: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +62,20 @@ class SpecAttn(Method):
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+        check_centroids(self.name, self.centroids)
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]  # a class variable elsewhere, and read from objects
+        """Whether the lists are all there is."""
+        return not self.centroids
 
     @property
     def needs(self) -> Need:
         return Need.DRAFT | Need.MAPPING
+
+    @property
+    def stores(self) -> tuple[StoreSpec, ...]:
+        return (PageMeans(self.centroids),) if self.centroids else ()
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
@@ -84,7 +99,8 @@ class SpecAttn(Method):
 
     def select(self, state: LayerState) -> Selection:
         assert isinstance(state.prepared, Selection)
-        return state.prepared.of_layer(state.layer)
+        selection = state.prepared.of_layer(state.layer)
+        return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
 
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         return mapping.global_heads if self.map == "global" and mapping is not None else None
