@@ -117,7 +117,9 @@ def test_rejected_tokens_leave_no_trace_in_the_means(rejected):
     expected, found = a_round(), a_round(rejected=rejected)
     selection = some_tokens()
     assert (
-        error_ratio(attend(found, completed(found, selection)), attend(expected, completed(expected, selection)))
+        error_ratio(
+            attend(found, completed(found, selection)), attend(expected, completed(expected, selection))
+        )
         == 0
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from specattn.draft_attention import DraftAttention
     from specattn.mapping import Mapping
     from specattn.stores.base import SideStore, StoreSpec
+    from specattn.target_scores import StoredScores
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Need(enum.Flag):
     """The draft's attention rows of the round."""
     MAPPING = enum.auto()
     """The calibrated map between the two models."""
+    SCORES = enum.auto()
+    """What the target attended to in its last dense pass."""
 
 
 class KeySource(Protocol):
@@ -135,6 +138,7 @@ class RoundState:
         layers, kv_heads, query_heads: the target's geometry.
         draft: the draft's attention rows of this round, if the method needs them.
         mapping: the calibrated map, if the method needs it.
+        scores: the target's in its last dense pass, if the method needs them.
     """
 
     starts: Tensor
@@ -145,6 +149,7 @@ class RoundState:
     query_heads: int
     draft: DraftAttention | None = None
     mapping: Mapping | None = None
+    scores: StoredScores | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -206,6 +211,10 @@ class Method(Member):
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         """The draft heads whose scores the method uses: int64 ``[n]`` of ``layer * heads + head``; all if ``None``."""
         return None
+
+    def reads_everything(self, rounds: int) -> bool:
+        """Whether a request reads everything that had its last dense pass ``rounds`` rounds ago, this one included."""
+        return False
 
     def is_dense(self, layer: int) -> bool:
         """Whether ``layer`` reads everything."""
