@@ -190,9 +190,9 @@ class ExportAttend(DenseAttend):
 
 
 class SelectionObserver(Protocol):
-    """Looks at a sparse layer's selection beside the exact attention: for audits and evaluation."""
+    """Looks at a sparse layer's selection and output beside the exact attention: for audits and evaluation."""
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None: ...
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None: ...
 
 
 class SparseAttend:
@@ -214,10 +214,11 @@ class SparseAttend:
         selection = trim(self.method.select(layer_state))
         if step.meter is not None:
             step.meter.add_selection(step.slots, step.positions, selection)
-        for observer in self.observers:
-            observer(step, call, selection)
         keys, values = step.cache.gather(call.layer, step.slots, selection.indices)
-        return sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
+        output = sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
+        for observer in self.observers:
+            observer(step, call, selection, output)
+        return output
 
 
 class StepSource:

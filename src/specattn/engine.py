@@ -16,6 +16,7 @@ import torch
 
 from specattn.accounting import read_fractions
 from specattn.attention import attached
+from specattn.audit import Audit, check_audit
 from specattn.errors import CacheFullError, SpecAttnError
 from specattn.gamma import GammaPolicy, check_gamma
 from specattn.mapping.artifact import Mapping
@@ -55,6 +56,7 @@ class Engine:
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
+        audit: share of the rounds' layers and KV heads that are compared with exact attention, see :class:`Audit`.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
@@ -72,6 +74,7 @@ class Engine:
         mapping: Mapping | None = None,
         gamma: int | str = 4,
         prefill: PrefillMethod | str = "dense",
+        audit: float = 0.0,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -81,6 +84,7 @@ class Engine:
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
+        check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
@@ -94,7 +98,8 @@ class Engine:
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
-        self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size)
+        self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
+        self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, ActiveRequest] = {}
         self._next_id = 0
@@ -183,6 +188,8 @@ class Engine:
         for runner in self._runners:
             runner.meter.reset(slots[0])
             runner.prefill_meter.reset(slots[0])
+        if self.audit is not None:
+            self.audit.begin(slots[0], request.sampling.seed)
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
         return ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
@@ -270,9 +277,10 @@ class Engine:
         target, draft = self.speculator.target, self.speculator.draft
         fractions = read_fractions(target.meter, draft.meter if draft else None, active.slot)
         prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
+        audit = self.audit.finish(active.slot, float(target.meter.full[active.slot])) if self.audit else None
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions, prefill, error)
+        return active.result(self.method.name, fractions, prefill, error, audit)
 
 
 def _draft_cost(pair: Pair) -> float:

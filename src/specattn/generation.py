@@ -34,6 +34,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     max_new_tokens: int = 128,
     gamma: int | str = 4,
     prefill: PrefillMethod | str = "dense",
+    audit: float = 0.0,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -54,6 +55,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         max_new_tokens: tokens to generate for each prompt at most.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads the prompts, a prefill method or its name with options, ``sparge:tau=0.95``.
+        audit: share of the rounds' layers and KV heads that are compared with exact attention.
         temperature, top_k, top_p, seed: how tokens are drawn; temperature 0 is greedy. Prompt i uses ``seed + i``.
         stop: strings at which generation ends.
         ignore_eos: go on after an end-of-sequence token.
@@ -95,6 +97,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         mapping=mapping,
         gamma=gamma,
         prefill=prefill,
+        audit=audit,
         max_batch=batch,
         max_tokens=sum(room[:batch]),
         progress=progress,

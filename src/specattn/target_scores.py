@@ -164,7 +164,7 @@ class ScoreEverything:
     def __init__(self, scores: TargetScores, everything: Sequence[bool]) -> None:
         self.scores, self.everything = scores, everything
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
         for request, reads in enumerate(self.everything):
             if reads:
                 probabilities, _ = _exact(step, call, request)

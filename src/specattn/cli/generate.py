@@ -14,6 +14,7 @@ from specattn.cli.errors import INTERRUPTED
 from specattn.cli.models import Models, load_mapping
 from specattn.cli.options import (
     SAMPLING,
+    AuditRate,
     Debug,
     Device,
     Draft,
@@ -74,6 +75,7 @@ def generate(
     options: MethodOptions = None,
     gamma: Gamma = "4",
     prefill: Prefill = "dense",
+    audit: AuditRate = 0.0,
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -90,6 +92,7 @@ def generate(
     asked = read_prompt(prompt, prompt_file)
     draft_tokens = parse_gamma(gamma)
 
+    from specattn.audit import check_audit
     from specattn.engine import Engine
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
@@ -100,6 +103,7 @@ def generate(
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
     reading = parse_prefill(prefill)
+    check_audit(audit, selection)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
@@ -119,6 +123,7 @@ def generate(
             mapping=calibrated,
             gamma=draft_tokens,
             prefill=reading,
+            audit=audit,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,
@@ -179,7 +184,7 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens")}
+    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "audit")}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},

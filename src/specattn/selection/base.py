@@ -196,6 +196,16 @@ class Method(Member):
         return Need.NOTHING
 
     @property
+    def wrappable(self) -> bool:
+        """:attr:`selects`, with these options."""
+        return self.selects
+
+    @property
+    def promised_error(self) -> float | None:
+        """The relative error of each query's output that the method promises to keep, but for a few; if it does."""
+        return None
+
+    @property
     def stores(self) -> tuple[StoreSpec, ...]:
         """What must be kept beside the target's cache for it: page bounds, quantised keys."""
         return ()

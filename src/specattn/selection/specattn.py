@@ -71,9 +71,8 @@ class SpecAttn(Method):
         check_centroids(self.name, self.centroids)
 
     @property
-    def selects(self) -> bool:  # type: ignore[override]  # a class variable elsewhere, and read from objects
-        """Whether the lists are all there is."""
-        return not self.centroids and not self.refresh
+    def wrappable(self) -> bool:
+        return not (self.centroids or self.refresh)
 
     @property
     def needs(self) -> Need:
@@ -116,7 +115,7 @@ class SpecAttn(Method):
         assert isinstance(state.prepared, Selection)
         selection = state.prepared.of_layer(state.layer)
         if state.round.scores is not None:
-            selection = replace(selection, extra_bytes=state.round.scores.nbytes)
+            selection = replace(selection, extra_bytes=selection.extra_bytes + state.round.scores.nbytes)
         return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
 
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
