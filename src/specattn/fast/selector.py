@@ -25,6 +25,9 @@ def unsupported(method: Method) -> str | None:
     for option, value in wanted.items():
         if getattr(method, option) != value:
             return f"{method.name} has a fast path for {option}={value} only"
+    for option in ("tail", "eps"):
+        if getattr(method, option):
+            return f"{method.name} has a fast path for {option}=0 only"
     return None
 
 
