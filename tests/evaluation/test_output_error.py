@@ -39,7 +39,9 @@ def observe(eps: float, text: str, **changes) -> list[LayerErrors]:
             context=CONTEXT,
             rows=ROWS,
             gamma=GAMMA,
-            observer=lambda step, call, selection: errors(step, call, replace(selection, **changes)),
+            observer=lambda step, call, selection, output: errors(
+                step, call, replace(selection, **changes), output
+            ),
         )
     )
     return errors.layers()

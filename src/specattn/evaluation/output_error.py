@@ -47,9 +47,10 @@ class OutputErrors:
         self.eps = eps
         self._sums: dict[int, Tensor] = {}
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
         keys, values = step.cache.gather(call.layer, step.slots, selection.indices)
         query = call.query.float()
+        # Computed again, since the output itself is rounded to the model's precision.
         found = sparse_attention(query, keys, values, selection, step.positions, call.scaling)
         exact = torch.stack([_exact(step, call, request) for request in range(len(step.starts))])
         visible = (step.positions[:, -1:] + 1) * torch.ones_like(selection.counts)

@@ -82,6 +82,10 @@ class VAttention(Method):
         return self.base.needs
 
     @property
+    def promised_error(self) -> float | None:
+        return self.eps if self.verify == "output" else None
+
+    @property
     def stores(self) -> tuple[StoreSpec, ...]:
         return self.base.stores
 
