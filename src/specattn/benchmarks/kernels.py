@@ -10,7 +10,7 @@ from typing import Any
 from specattn.benchmarks.report import Report
 from specattn.errors import UsageError
 
-OPERATIONS = ("nucleus", "verify", "decode_attention")
+OPERATIONS = ("nucleus", "verify", "decode_attention", "prefill")
 """Each is a module of this package with ``run(report, bandwidth, quick)``."""
 LEAST_CAPABILITY = (8, 0)
 
