@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from specattn.kernels.block_sparse_attention import block_sparse_attention as reference
 from specattn.kernels.blocks import BlockLists
+from specattn.kernels.device import has_kernels
 
-LEAST_CAPABILITY = (8, 0)
 DTYPES = (torch.bfloat16, torch.float16)
 """In float32 the matrix units would round; the reference does not."""
 
@@ -20,19 +19,10 @@ def block_sparse_attention(
     query: Tensor, key: Tensor, value: Tensor, blocks: BlockLists, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results are those of :func:`specattn.kernels.block_sparse_attention.block_sparse_attention`."""
-    if not _has_kernels(value):
+    if value.dtype not in DTYPES or not has_kernels(value.device):
         return reference(query, key, value, blocks, **options)
     from specattn.kernels import block_sparse_attention_triton as kernel
 
     if kernel.unsupported(query, value, blocks) is not None:
         return reference(query, key, value, blocks, **options)
     return kernel.block_sparse_attention(query, key, value, blocks, **options)
-
-
-def _has_kernels(value: Tensor) -> bool:
-    return (
-        value.is_cuda
-        and value.dtype in DTYPES
-        and torch.cuda.get_device_capability(value.device) >= LEAST_CAPABILITY
-        and importlib.util.find_spec("triton") is not None
-    )
