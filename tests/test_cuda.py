@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 PROMPTS = [list(range(3, 40)), list(range(90, 30, -1)), list(range(5, 25))]
 
 
-def cuda_pair(model_type: str = "qwen2") -> Pair:
-    pair = tiny_pair(model_type, layers=4)
+def cuda_pair(model_type: str = "qwen2", **options: int) -> Pair:
+    pair = tiny_pair(model_type, layers=4, **options)
     return make_pair(pair.target.cuda(), pair.draft.cuda(), pair.tokenizer, name=pair.name)
 
 
@@ -93,6 +93,23 @@ def test_an_evaluation_gives_the_cpus_figures():
             pair, [Document("a", tokens)], methods, context=200, rows=20, mapping=tiny_mapping(pair)
         )
         figures.append([(r.kl, r.kv_read_fraction, r.draft_read_fraction) for r in results])
+    for cpu, cuda in zip(*figures, strict=True):
+        assert cuda == pytest.approx(cpu, rel=1e-2, abs=1e-6)
+
+
+def test_methods_with_kernels_of_their_own_give_the_cpus_figures():
+    tokens = [3 + (7 * i * i + i) % 90 for i in range(201)]
+    names = (
+        "quest:budget=0.3",
+        "twilight:base=full:p=0.7",
+        "twilight:base=full:p=0.7:bits=8",
+        "twilight:p=0.6",
+    )
+    figures = []
+    for pair in (tiny_pair("qwen2", layers=4, head_dim=32), cuda_pair(head_dim=32)):
+        documents, methods = [Document("a", tokens)], [parse_method(name) for name in names]
+        results = evaluate(pair, documents, methods, context=200, rows=20)
+        figures.append([(r.kl, r.kv_read_fraction) for r in results])
     for cpu, cuda in zip(*figures, strict=True):
         assert cuda == pytest.approx(cpu, rel=1e-2, abs=1e-6)
 
