@@ -78,7 +78,8 @@ class Quest(Method):
         starts = state.round.starts
         first = torch.arange(0, state.round.max_length, self.page, device=starts.device)
         entries = state.source.rows(first.expand(len(starts), -1)) // self.page
-        return *store.bounds[state.layer].unbind(1), entries
+        bounds = store.bounds[state.layer]
+        return bounds[:, 0], bounds[:, 1], entries
 
     def _best(self, scores: Tensor, count: Tensor, filled: Tensor) -> Tensor:
         """The ``count`` best of the first ``filled`` pages, of ``scores`` ``[batch, kv_heads, rows, group, pages]``.
