@@ -10,6 +10,7 @@ import torch
 from specattn.fast import decoder, selector
 from specattn.fast.inputs import RoundInputs
 from specattn.fast.model import FastModel
+from specattn.fast.operations import Operations
 from specattn.fast.round import FastRound
 from specattn.sampling import SamplingState
 from specattn.speculation import Batch, Outcome, Speculator
@@ -37,16 +38,21 @@ class FastSpeculator(Speculator):
 
     Batches of other sizes than powers of two are padded. What is captured depends on the padded size, on gamma and on
     what the sampling asks of the host, and is captured when it is first needed.
+
+    Args:
+        slow: the speculator whose place it takes.
+        operations: what rounds are made of; what suits the device if ``None``.
     """
 
-    def __init__(self, slow: Speculator) -> None:
+    def __init__(self, slow: Speculator, operations: Operations | None = None) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
         self._models = [
-            None if runner is None else FastModel.of(runner, self.vocab_size)
+            None if runner is None else FastModel.of(runner, self.vocab_size, operations)
             for runner in (self.target, self.draft)
         ]
         self._rounds: dict[tuple[object, ...], _Ready] = {}
-        self._memory = torch.cuda.graph_pool_handle() if self.target.device.type == "cuda" else None
+        captured = self.target.device.type == "cuda" and (operations is None or operations.captured)
+        self._memory = torch.cuda.graph_pool_handle() if captured else None
 
     @torch.inference_mode()
     def round(self, batch: Batch, gamma: int) -> Outcome:
