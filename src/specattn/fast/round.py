@@ -60,11 +60,11 @@ class FastRound:
 
     def run(self) -> Outcome:
         """The round of the requests in ``inputs``: tokens ``[batch, gamma + 1]`` and counts ``[batch]``."""
-        proposal = self._propose()
+        proposal = self.propose()
         tokens = self.inputs.recent[:, 1:]
         if proposal is not None:
             tokens = torch.cat([tokens, proposal.tokens], 1)
-        logits = self._verify(tokens)
+        logits = self.target_logits(tokens)
         if proposal is None:
             token = self._choose(logits, Stream.NEXT, 0)[0]
             return Outcome(token, torch.ones_like(token[:, 0]))
@@ -80,7 +80,8 @@ class FastRound:
         )
         return Outcome.of(proposal.tokens, verdict)
 
-    def _propose(self) -> Proposal | None:
+    def propose(self) -> Proposal | None:
+        """The draft's tokens, if there are to be any; its scores are left behind for the selection."""
         if self.drafting is None:
             return None
         fed, starts = self.inputs.recent, self.inputs.lengths - 1
@@ -101,7 +102,7 @@ class FastRound:
         probs = warp(logits, self.inputs.sampling)
         return sample(probs, self.inputs.batch.uniform(stream, draw)[:, None]), probs
 
-    def _verify(self, tokens: Tensor) -> Tensor:
+    def target_logits(self, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = self.inputs.lengths, self.inputs.slots, tokens.shape[1]
         selection = None

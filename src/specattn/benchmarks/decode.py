@@ -1,0 +1,130 @@
+"""``specattn bench decode``: rounds of named shapes with random weights, or of a pair that exists on texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specattn.benchmarks.decode_gate import check_rounds
+from specattn.benchmarks.report import Report
+from specattn.benchmarks.rounds import Plan, context_label, measure
+from specattn.benchmarks.setting import FastPair, check_fast
+from specattn.benchmarks.shapes import SHAPES, PairShape, Shape, random_mapping, random_model
+from specattn.benchmarks.timing import Timer
+from specattn.cache import check_memory
+from specattn.errors import CacheFullError, SpecAttnError, UsageError
+from specattn.evaluation.documents import Document
+from specattn.mapping.artifact import Mapping
+from specattn.pairs import Pair
+
+EXPORTED_HEADS = 64
+"""Draft heads whose scores the random mixtures are of."""
+
+REAL = "real"
+"""What rows and ratios call a pair that exists."""
+
+
+def run_shapes(
+    names: Sequence[str], plan: Plan, timer: Timer, bandwidth: float, device: torch.device
+) -> Report:
+    """Check and time the named shapes, with random weights.
+
+    Raises:
+        CacheFullError: if nothing fits into memory.
+    """
+    report = Report()
+    for name in names:
+        check_rounds(report, name, SHAPES[name], timer, device)
+    for name in names if not report.failures else ():
+        try:
+            pair = random_pair(name, SHAPES[name], plan, device)
+        except CacheFullError as error:
+            report.row(shape=name, mode="skipped", note=str(error))
+            continue
+        measure(report, pair, plan, timer, bandwidth)
+        del pair
+    return _checked(report)
+
+
+def run_pair(
+    pair: Pair, mapping: Mapping, texts: Sequence[Document], plan: Plan, timer: Timer, bandwidth: float
+) -> Report:
+    """Check and time a pair on the continuation of ``texts``, whose first tokens fill the caches.
+
+    Raises:
+        UsageError: if the pair cannot take the fast path.
+        CacheFullError: if nothing fits into memory.
+    """
+    assert pair.draft is not None
+    check_fast(pair.models, plan.method)
+    report = Report()
+    shape = PairShape(Shape.of(pair.target.config), Shape.of(pair.draft.config))
+    check_rounds(report, REAL, shape, timer, pair.device, pair.dtype)
+    if not report.failures:
+        length = _positions(plan, timer.repeats + 1)
+        fast = FastPair.of(REAL, pair.target, pair.draft, mapping.to(pair.device), plan.method, length)
+        measure(report, fast, plan, timer, bandwidth, texts)
+    return _checked(report)
+
+
+def random_pair(name: str, shape: PairShape, plan: Plan, device: torch.device) -> FastPair:
+    """Models of this shape with random weights.
+
+    Raises:
+        CacheFullError: if they do not fit on the device.
+    """
+    check_memory(shape.target.nbytes + shape.draft.nbytes, device, f"{name} with random weights")
+    target, draft = (random_model(model, device) for model in (shape.target, shape.draft))
+    mapping = random_mapping(shape, EXPORTED_HEADS, device)
+    return FastPair.of(name, target, draft, mapping, plan.method, _positions(plan, 1))
+
+
+def _positions(plan: Plan, rounds: int) -> int:
+    """Positions that rotary tables must cover: whole pages."""
+    return max(plan.contexts) + rounds * (plan.gamma + 1) + 16
+
+
+def _checked(report: Report) -> Report:
+    """``report``, if anything of it was timed or must not be."""
+    if report.rows and all(row["mode"] == "skipped" for row in report.rows):
+        raise CacheFullError(f"nothing fits into memory: {report.rows[-1]['note']}")
+    return report
+
+
+def read_vllm(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that ``benchmarks/vllm_decode.py`` wrote.
+
+    Raises:
+        UsageError: if the file holds none.
+    """
+    if path is None:
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            float(row["tokens_per_second"]), row["shape"], int(row["batch"]), int(row["context"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--vllm {path} holds no rows of vLLM ({error}); make it with benchmarks/vllm_decode.py"
+        ) from None
+    return list(rows)
+
+
+def compare_with_vllm(report: Report, peers: Sequence[dict[str, Any]]) -> None:
+    """Add ``dense_vs_vllm``: plain decoding's tokens a second over vLLM's, the worst of what both have timed."""
+    theirs = {(row["shape"], row["batch"], row["context"]): row["tokens_per_second"] for row in peers}
+    ours = [row for row in report.rows if row["mode"] == "plain"]
+    shared = []
+    for row in ours:
+        key = row["shape"], row["batch"], row["context"]
+        if key in theirs:
+            shared.append(row["tokens_per_second"] / theirs[key])
+            report.ratio(f"{key[0]}_{context_label(key[2])}_b{key[1]}_plain_vs_vllm", shared[-1])
+    if shared:
+        report.ratio("dense_vs_vllm", min(shared))
+    elif peers and ours:
+        raise SpecAttnError("no shape, batch and context of --vllm was timed here; name the same ones")
