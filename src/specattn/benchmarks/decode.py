@@ -11,12 +11,12 @@ import torch
 
 from specattn.benchmarks.decode_gate import check_rounds
 from specattn.benchmarks.report import Report
-from specattn.benchmarks.rounds import Plan, context_label, measure
+from specattn.benchmarks.rounds import Plan, measure
 from specattn.benchmarks.setting import FastPair, check_fast
 from specattn.benchmarks.shapes import SHAPES, PairShape, Shape, random_mapping, random_model
 from specattn.benchmarks.timing import Timer
 from specattn.cache import check_memory
-from specattn.errors import CacheFullError, SpecAttnError, UsageError
+from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
@@ -114,17 +114,27 @@ def read_vllm(path: Path | None) -> list[dict[str, Any]]:
     return list(rows)
 
 
-def compare_with_vllm(report: Report, peers: Sequence[dict[str, Any]]) -> None:
+def check_vllm(rows: Sequence[dict[str, Any]], names: Sequence[str], plan: Plan) -> None:
+    """Refuse rows of vLLM none of which is of what will be timed.
+
+    Raises:
+        UsageError: naming what they are of.
+    """
+    cells = {(name, *cell) for name in names for cell in plan.cells}
+    theirs = [(row["shape"], row["batch"], row["context"]) for row in rows]
+    if rows and cells.isdisjoint(theirs):
+        name, batch, context = theirs[0]
+        raise UsageError(
+            "nothing that --vllm holds is to be timed; its first row is of "
+            f"--shape {name} --batch {batch} --context {context}"
+        )
+
+
+def compare_with_vllm(report: Report, rows: Sequence[dict[str, Any]]) -> None:
     """Add ``dense_vs_vllm``: plain decoding's tokens a second over vLLM's, the worst of what both have timed."""
-    theirs = {(row["shape"], row["batch"], row["context"]): row["tokens_per_second"] for row in peers}
-    ours = [row for row in report.rows if row["mode"] == "plain"]
-    shared = []
-    for row in ours:
-        key = row["shape"], row["batch"], row["context"]
-        if key in theirs:
-            shared.append(row["tokens_per_second"] / theirs[key])
-            report.ratio(f"{key[0]}_{context_label(key[2])}_b{key[1]}_plain_vs_vllm", shared[-1])
-    if shared:
-        report.ratio("dense_vs_vllm", min(shared))
-    elif peers and ours:
-        raise SpecAttnError("no shape, batch and context of --vllm was timed here; name the same ones")
+    theirs = {(row["shape"], row["batch"], row["context"]): row["tokens_per_second"] for row in rows}
+    for row in report.rows:
+        key = row["shape"], row.get("batch"), row.get("context")
+        if row["mode"] == "plain" and key in theirs:
+            ratio = row["tokens_per_second"] / theirs[key]
+            report.ratio("dense_vs_vllm", min(ratio, report.ratios.get("dense_vs_vllm", ratio)))

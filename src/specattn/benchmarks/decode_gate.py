@@ -44,6 +44,7 @@ def check_rounds(
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Check dense and sparse rounds of a miniature of ``shape`` into ``report``."""
+    torch.manual_seed(0)
     setting = _setting(shape, device, dtype)
     tokens = _read(setting)
     for mode in ("dense", "sparse"):
@@ -61,7 +62,7 @@ def check_rounds(
 
 
 def shortfall(logits: Tensor, tokens: Tensor) -> float:
-    """How far the worst of ``tokens`` ``[...]`` is below the best of ``logits`` ``[..., vocab]``, in their deviations."""
+    """How far the worst of ``tokens`` ``[...]`` is below the best of ``logits`` ``[..., vocab]``, in deviations."""
     logits = logits.double()
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
     return float(((logits.amax(-1) - chosen) / logits.std(-1)).amax())

@@ -122,8 +122,10 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype = torch.
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = model.to_empty(device=device)
     model.tie_weights()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(std=0.5)
+        elif parameter.dim() == 1:  # of a norm
             parameter.data.fill_(1.0)
         else:
             parameter.data.normal_(std=parameter.shape[-1] ** -0.5)

@@ -130,14 +130,14 @@ def decode(
     Needs a CUDA GPU. With random weights the acceptance rate and the density are imposed; a pair with trained weights
     continues texts, greedily.
     """
-    from specattn.benchmarks.decode import compare_with_vllm, read_vllm, run_shapes
+    from specattn.benchmarks.decode import check_vllm, compare_with_vllm, read_vllm, run_shapes
     from specattn.benchmarks.kernels import check_gpu
     from specattn.benchmarks.setting import check_fast
     from specattn.benchmarks.shapes import check_shapes
     from specattn.selection.registry import parse_method, parse_options
 
     models = Models(pair, target, draft, None, dtype)
-    _check_choice(models, shape, text, mapping)
+    _check_choice(models, shape, text, mapping, vllm)
     names = shape or ["llama31"]
     check_shapes(names)
     plan = _plan(
@@ -150,6 +150,7 @@ def decode(
         resident=resident,
     )
     peers = read_vllm(vllm)
+    check_vllm(peers, names, plan)
     check_plot(plot)
     if out is not None:
         check_output(out, "--out")
@@ -168,13 +169,15 @@ def decode(
 
 
 def _check_choice(
-    models: Models, shape: list[str] | None, text: list[Path] | None, mapping: Path | None
+    models: Models, shape: list[str] | None, text: list[Path] | None, mapping: Path | None, vllm: Path | None
 ) -> None:
     """Refuse options that say nothing of what is to be timed."""
     if models.named and shape:
         raise UsageError("--shape is for random weights; leave it out, or leave the pair out")
     if models.named and not text:
         raise UsageError("a pair with trained weights continues texts; give one with --text FILE")
+    if models.named and vllm:
+        raise UsageError("--vllm holds figures of shapes with random weights; leave the pair out")
     if not models.named and (text or mapping):
         raise UsageError("random weights continue no text and have a mapping of their own; name a pair")
 
