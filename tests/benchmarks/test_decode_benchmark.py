@@ -301,7 +301,7 @@ def test_beside_vllm(tiny: None, tmp_path: Path) -> None:
         decode.check_vllm(rows[2:], ["tiny"], PLAN)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"shape": "tiny"}]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"mode": "plain"}]}', '{"rows": [{"shape": "tiny"}]}'])
 def test_files_that_hold_nothing_of_vllm(tmp_path: Path, text: str) -> None:
     path = tmp_path / "vllm.json"
     path.write_text(text, encoding="utf-8")

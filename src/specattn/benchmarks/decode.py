@@ -104,14 +104,15 @@ def read_vllm(path: Path | None) -> list[dict[str, Any]]:
     if path is None:
         return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        rows = [row for row in found if row["mode"] == "plain"]
         for row in rows:
             float(row["tokens_per_second"]), row["shape"], int(row["batch"]), int(row["context"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"--vllm {path} holds no rows of vLLM ({error}); make it with benchmarks/vllm_decode.py"
         ) from None
-    return list(rows)
+    return rows
 
 
 def check_vllm(rows: Sequence[dict[str, Any]], names: Sequence[str], plan: Plan) -> None:

@@ -113,7 +113,9 @@ def _fast(setting: Setting, mode: str, texts: list[list[int]], timer: Timer) -> 
     logits = round.target_logits(torch.cat([round.inputs.recent[:, 1:], proposal.tokens], 1)).clone()
     outcome = round.run()
     replay = timer.capture(round.run)
-    return _Found(proposal.tokens, logits, outcome.tokens.clone(), outcome.counts.clone(), replay().tokens)
+    return _Found(
+        proposal.tokens, logits, outcome.tokens.clone(), outcome.counts.clone(), replay().tokens.clone()
+    )
 
 
 def _slow(setting: Setting, mode: str, texts: list[list[int]], proposed: Tensor) -> tuple[Tensor, Tensor]:
