@@ -11,7 +11,7 @@ import torch
 
 from specattn.benchmarks.decode_gate import check_rounds
 from specattn.benchmarks.report import Report
-from specattn.benchmarks.rounds import Plan, measure
+from specattn.benchmarks.rounds import Plan, Rounds
 from specattn.benchmarks.setting import FastPair, check_fast
 from specattn.benchmarks.shapes import SHAPES, PairShape, Shape, random_mapping, random_model
 from specattn.benchmarks.timing import Timer
@@ -45,7 +45,7 @@ def run_shapes(
         except CacheFullError as error:
             report.row(shape=name, mode="skipped", note=str(error))
             continue
-        measure(report, pair, plan, timer, bandwidth)
+        Rounds(report, pair, plan, timer, bandwidth).measure()
         del pair
     return _checked(report)
 
@@ -67,7 +67,7 @@ def run_pair(
     if not report.failures:
         length = _positions(plan, timer.repeats + 1)
         fast = FastPair.of(REAL, pair.target, pair.draft, mapping.to(pair.device), plan.method, length)
-        measure(report, fast, plan, timer, bandwidth, texts)
+        Rounds(report, fast, plan, timer, bandwidth, texts).measure()
     return _checked(report)
 
 

@@ -76,97 +76,101 @@ def expected_tokens(gamma: int, acceptance: float) -> float:
     return sum(acceptance**accepted for accepted in range(gamma + 1))
 
 
-@torch.inference_mode()
-def measure(
-    report: Report, pair: FastPair, plan: Plan, timer: Timer, bandwidth: float, texts: Sequence[Document] = ()
-) -> None:
-    """Time every cell of ``plan`` into ``report``; what does not fit into memory becomes a row that says so.
+@dataclass(frozen=True)
+class Rounds:
+    """Times the rounds of ``pair`` into ``report``.
 
-    Args:
+    Attributes:
         bandwidth: bytes a second of a copy on this device; rows say which fraction of it was reached.
         texts: what fills the caches and is continued; without, keys and values are random and acceptance and density
             are imposed.
     """
-    for batch, context in plan.cells:
-        reason = None
-        try:
-            _measure_cell(report, pair, plan, timer, bandwidth, texts, batch, context)
-        except (CacheFullError, torch.OutOfMemoryError) as error:
-            reason = str(error).splitlines()[0]
-        # Outside of the handler: the exception holds on to what was made.
-        if reason is not None:
-            report.row(shape=pair.name, batch=batch, context=context, mode="skipped", note=reason)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
+    report: Report
+    pair: FastPair
+    plan: Plan
+    timer: Timer
+    bandwidth: float
+    texts: Sequence[Document] = ()
 
-def _measure_cell(
-    report: Report,
-    pair: FastPair,
-    plan: Plan,
-    timer: Timer,
-    bandwidth: float,
-    texts: Sequence[Document],
-    batch: int,
-    context: int,
-) -> None:
-    rounds = timer.repeats + 1 if texts else 1
-    room = rounds * (plan.gamma + 1)
-    setting = Setting(pair, batch, context, plan.gamma, room, None if texts else plan.resident)
-    if texts:
-        starts = read_texts(setting, texts)
-    else:
-        setting.fill()
-    rows = {}
-    for mode in MODES:
-        found = None
-        if texts:
-            round = setting.round(mode)
-            found = continue_texts(setting, round, starts, timer)
-        else:
-            round = setting.round(mode, plan.density)
-        rows[mode] = _timed(setting, round, mode, timer, plan, found)
-        del round
-    _add_shares(rows, bandwidth)
-    for row in rows.values():
-        report.row(**row)
-    _add_ratios(report, pair.name, rows, batch, context)
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """Time every cell of the plan; what does not fit into memory becomes a row that says so."""
+        for batch, context in self.plan.cells:
+            reason = None
+            try:
+                self._measure_cell(batch, context)
+            except (CacheFullError, torch.OutOfMemoryError) as error:
+                reason = str(error).splitlines()[0]
+            # Outside of the handler: the exception holds on to what was made.
+            if reason is not None:
+                row = {"shape": self.pair.name, "batch": batch, "context": context}
+                self.report.row(**row, mode="skipped", note=reason)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
+    def _measure_cell(self, batch: int, context: int) -> None:
+        plan = self.plan
+        room = (self.timer.repeats + 1 if self.texts else 1) * (plan.gamma + 1)
+        resident = None if self.texts else plan.resident
+        setting = Setting(self.pair, batch, context, plan.gamma, room, resident)
+        starts = read_texts(setting, self.texts) if self.texts else None
+        if starts is None:
+            setting.fill()
+        rows = {}
+        for mode in MODES:
+            round = setting.round(mode, plan.density if starts is None else None)
+            found = None if starts is None else continue_texts(setting, round, starts, self.timer)
+            rows[mode] = self._row(setting, round, mode, found)
+            del round
+        _add_shares(rows, self.bandwidth)
+        for row in rows.values():
+            self.report.row(**row)
+        _add_ratios(self.report, self.pair.name, rows, batch, context)
 
-def _timed(
-    setting: Setting, round: FastRound, mode: str, timer: Timer, plan: Plan, found: Continuation | None
-) -> dict[str, Any]:
-    """A row: what one round takes, reads and yields. ``found`` is what a text's continuation was like."""
-    before = setting.reads()
-    round.run()
-    read, full, draft_read = (after - b for after, b in zip(setting.reads(), before, strict=True))
-    pair, gamma = setting.pair, round.gamma
-    ms = found.ms if found else timer.median_ms(round.run)
-    row: dict[str, Any] = {
-        "shape": pair.name,
-        "weights": "trained" if found else "random",
-        "batch": setting.batch,
-        "context": setting.context,
-        "mode": mode,
-        "gamma": gamma,
-        "acceptance": _acceptance(gamma, plan, found),
-        "density": _density(setting, read / full) if mode == "sparse" else 1.0,
-        "kv_read_fraction": read / full,
-        "tokens_a_round": found.tokens_a_round if found else expected_tokens(gamma, plan.acceptance),
-        "ms": ms,
-    }
-    row["tokens_per_second"] = setting.batch * row["tokens_a_round"] / ms * 1e3
-    if gamma:
-        row["draft_ms"] = timer.median_ms(round.propose)
-    if round.selector is not None and round.scores is not None:
-        selector, scores, lengths = round.selector, round.scores, round.inputs.lengths
-        row["selection_ms"] = timer.median_ms(lambda: selector.select(scores, lengths, gamma + 1))
-    row["bytes"] = pair.weight_bytes(gamma) + read + draft_read
-    if found:
-        row |= {"wall_ms": found.wall_ms, "texts": found.texts}
-    elif setting.resident < setting.batch:
-        row["resident"] = setting.resident
-    return row
+    def _row(
+        self, setting: Setting, round: FastRound, mode: str, found: Continuation | None
+    ) -> dict[str, Any]:
+        """What one round takes, reads and yields; ``found`` is what the continuation of texts was like."""
+        before = setting.reads()
+        round.run()
+        read, full, draft_read = (after - b for after, b in zip(setting.reads(), before, strict=True))
+        gamma = round.gamma
+        tokens = found.tokens_a_round if found else expected_tokens(gamma, self.plan.acceptance)
+        ms = found.ms if found else self.timer.median_ms(round.run)
+        row: dict[str, Any] = {
+            "shape": self.pair.name,
+            "weights": "trained" if found else "random",
+            "batch": setting.batch,
+            "context": setting.context,
+            "mode": mode,
+            "gamma": gamma,
+            "acceptance": _acceptance(gamma, self.plan, found),
+            "density": _density(setting, read / full) if mode == "sparse" else 1.0,
+            "kv_read_fraction": read / full,
+            "tokens_a_round": tokens,
+            "ms": ms,
+            "tokens_per_second": setting.batch * tokens / ms * 1e3,
+            **self._parts(round),
+            "bytes": self.pair.weight_bytes(gamma) + read + draft_read,
+        }
+        if found:
+            row |= {"wall_ms": found.wall_ms, "texts": found.texts}
+        elif setting.resident < setting.batch:
+            row["resident"] = setting.resident
+        return row
+
+    def _parts(self, round: FastRound) -> dict[str, float]:
+        """Milliseconds of what a round begins with, by itself."""
+        parts = {}
+        if round.gamma:
+            parts["draft_ms"] = self.timer.median_ms(round.propose)
+        if round.selector is not None and round.scores is not None:
+            selector, scores, lengths = round.selector, round.scores, round.inputs.lengths
+            parts["selection_ms"] = self.timer.median_ms(
+                lambda: selector.select(scores, lengths, round.gamma + 1)
+            )
+        return parts
 
 
 def _acceptance(gamma: int, plan: Plan, found: Continuation | None) -> float | None:
