@@ -28,10 +28,10 @@ class HostTimer:
         run()
         if run.__name__ == "propose":
             return DRAFT[mode(run)]
-        return TIMES[mode(run)] if run.__name__ == "run" else SELECTION
+        return SELECTION if run.__name__ == "select" else TIMES[mode(run)]
 
 
 def mode(run: Any) -> str:
     """The mode of the round that ``run`` is a method of."""
-    round = run.__self__
+    round = getattr(run.__self__, "round", run.__self__)
     return "sparse" if round.selector else "dense" if round.gamma else "plain"

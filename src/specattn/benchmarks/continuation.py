@@ -19,8 +19,6 @@ from specattn.benchmarks.timing import Timer
 from specattn.evaluation.documents import Document
 from specattn.fast.round import FastRound
 from specattn.runner import ModelRunner
-from specattn.sampling import SamplingParams, SamplingState
-from specattn.speculation import Batch
 
 STRIDE = 64
 """Tokens between the places where two requests of one text begin, at most: a sixteenth of the context in all."""
@@ -90,25 +88,16 @@ def _start(text: Document, length: int) -> Start:
 
 
 def continue_texts(setting: Setting, round: FastRound, starts: Starts, timer: Timer) -> Continuation:
-    """Decode from ``starts`` with ``round``, greedily; its inputs are then those of the last round."""
-    device = setting.target.runner.device
+    """Decode from ``starts`` with ``round``, greedily; its requests then stand behind the last round."""
     run = timer.capture(round.run)
-    sampling = SamplingState.of([SamplingParams()] * setting.batch, device)
-    slots = list(range(setting.batch))
-    lengths = [start.length for start in starts.requests]
-    recent = [list(start.recent) for start in starts.requests]
+    setting.place(round, [(start.length, *start.recent) for start in starts.requests])
     times, walls, produced = [], [], 0
-    for number in range(timer.repeats):
-        counter = torch.full((setting.batch,), number + 1, device=device)
+    for _ in range(timer.repeats):
         began = perf_counter()
-        round.inputs.load(Batch(slots, lengths, torch.tensor(recent, device=device), counter, sampling))
-        outcome, ms = timer.once(run)
-        tokens, counts = outcome.tokens.tolist(), outcome.counts.tolist()
+        report, ms = timer.once(run)
+        rows = report[:, : round.gamma + 2].tolist()
         walls.append(perf_counter() - began)
         times.append(ms)
-        for request, (row, count) in enumerate(zip(tokens, counts, strict=True)):
-            recent[request] = [*recent[request], *row[:count]][-2:]
-            lengths[request] += count
-        produced += sum(counts)
+        produced += sum(row[-1] for row in rows)
     rounds = timer.repeats * setting.batch
     return Continuation(median(times), 1e3 * median(walls), produced / rounds, starts.texts)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specattn.attention import DenseAttend, ExportAttend, attached
 from specattn.benchmarks.report import Report
-from specattn.benchmarks.setting import FastPair, Setting
+from specattn.benchmarks.setting import FastPair, Setting, Steady
 from specattn.benchmarks.shapes import PairShape, random_mapping, random_model
 from specattn.benchmarks.timing import Timer
 from specattn.kernels.check import error_ratio
@@ -105,17 +105,16 @@ def _read(setting: Setting) -> list[list[int]]:
 
 def _fast(setting: Setting, mode: str, texts: list[list[int]], timer: Timer) -> _Found:
     round = setting.round(mode)
-    device = setting.target.runner.device
-    rows = [[slot, len(text) - 1, 0, *text[-2:]] for slot, text in enumerate(texts)]
-    round.inputs.table.copy_(torch.tensor(rows, device=device))
-    proposal = round.propose()
+    setting.place(round, [(len(text) - 1, text[-2], text[-1]) for text in texts])
+    steady = Steady(round)
+    inputs = steady.inputs()
+    proposal = round.propose(inputs)
     assert proposal is not None
-    logits = round.target_logits(torch.cat([round.inputs.recent[:, 1:], proposal.tokens], 1)).clone()
-    outcome = round.run()
-    replay = timer.capture(round.run)
-    return _Found(
-        proposal.tokens, logits, outcome.tokens.clone(), outcome.counts.clone(), replay().tokens.clone()
-    )
+    logits = round.target_logits(inputs, torch.cat([inputs.recent[:, 1:], proposal.tokens], 1)).clone()
+    report = steady.run()
+    replayed = timer.capture(steady.run)().clone()
+    rows = GAMMA + 1
+    return _Found(proposal.tokens, logits, report[:, :rows], report[:, rows], replayed[:, :rows])
 
 
 def _slow(setting: Setting, mode: str, texts: list[list[int]], proposed: Tensor) -> tuple[Tensor, Tensor]:

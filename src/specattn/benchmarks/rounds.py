@@ -16,7 +16,7 @@ import torch
 from specattn.benchmarks.continuation import Continuation, continue_texts, read_texts
 from specattn.benchmarks.imposed import check_density
 from specattn.benchmarks.report import Report
-from specattn.benchmarks.setting import MODES, FastPair, Setting
+from specattn.benchmarks.setting import MODES, FastPair, Setting, Steady
 from specattn.benchmarks.timing import Timer
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
@@ -133,11 +133,12 @@ class Rounds:
     ) -> dict[str, Any]:
         """What one round takes, reads and yields; ``found`` is what the continuation of texts was like."""
         before = setting.reads()
-        round.run()
+        steady = Steady(round)
+        steady.run()
         read, full, draft_read = (after - b for after, b in zip(setting.reads(), before, strict=True))
         gamma = round.gamma
         tokens = found.tokens_a_round if found else expected_tokens(gamma, self.plan.acceptance)
-        ms = found.ms if found else self.timer.median_ms(round.run)
+        ms = found.ms if found else self.timer.median_ms(steady.run)
         row: dict[str, Any] = {
             "shape": self.pair.name,
             "weights": "trained" if found else "random",
@@ -151,7 +152,7 @@ class Rounds:
             "tokens_a_round": tokens,
             "ms": ms,
             "tokens_per_second": setting.batch * tokens / ms * 1e3,
-            **self._parts(round),
+            **self._parts(steady),
             "bytes": self.pair.weight_bytes(gamma) + read + draft_read,
         }
         if found:
@@ -160,16 +161,13 @@ class Rounds:
             row["resident"] = setting.resident
         return row
 
-    def _parts(self, round: FastRound) -> dict[str, float]:
+    def _parts(self, steady: Steady) -> dict[str, float]:
         """Milliseconds of what a round begins with, by itself."""
         parts = {}
-        if round.gamma:
-            parts["draft_ms"] = self.timer.median_ms(round.propose)
-        if round.selector is not None and round.scores is not None:
-            selector, scores, lengths = round.selector, round.scores, round.inputs.lengths
-            parts["selection_ms"] = self.timer.median_ms(
-                lambda: selector.select(scores, lengths, round.gamma + 1)
-            )
+        if steady.round.gamma:
+            parts["draft_ms"] = self.timer.median_ms(steady.propose)
+        if steady.round.selector is not None:
+            parts["selection_ms"] = self.timer.median_ms(steady.select)
         return parts
 
 

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specattn.benchmarks.imposed import imposed_nucleus
 from specattn.errors import UsageError
-from specattn.fast import selector
-from specattn.fast.decoder import FastDecoder, unsupported
+from specattn.fast.decoder import FastDecoder
 from specattn.fast.model import FastModel
+from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
+from specattn.fast.speculator import unsupported
 from specattn.mapping.artifact import Mapping
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingParams, SamplingState
@@ -32,9 +34,7 @@ def check_fast(models: Sequence[PreTrainedModel], method: Method) -> SpecAttn:
     Raises:
         UsageError: saying why they cannot.
     """
-    reason = selector.unsupported(method)
-    for model in models:
-        reason = reason or unsupported(model)
+    reason = unsupported(method, models)
     if reason is None and not isinstance(method, SpecAttn):
         reason = f"method {method.name!r} selects nothing that could be faster"
     if reason is not None:
@@ -126,7 +126,7 @@ class Setting:
                 pool.normal_()
 
     def round(self, mode: str, density: float | None = None) -> FastRound:
-        """A round of all requests in one of :data:`MODES`, its inputs in place.
+        """A round of all requests in one of :data:`MODES`, behind ``context`` tokens each.
 
         Args:
             density: the share of the context that sparse layers are to read; what the method finds if ``None``.
@@ -140,14 +140,20 @@ class Setting:
             None if mode == "plain" else self.draft,
             pair.method if mode == "sparse" else Dense(),
             pair.mapping,
+            Requests(cache.spare_slot, device, [runner.meter for runner in self.runners]),
             batch=self.batch,
             gamma=0 if mode == "plain" else self.gamma,
             sampling=SamplingState.of([SamplingParams()] * self.batch, device),
             length=cache.block_table.shape[1] * cache.page_size,
         )
-        rows = [[slot, self.context, 0, 7 + slot, 11 + slot] for slot in range(self.batch)]
-        round.inputs.table.copy_(torch.tensor(rows, device=device))
+        round.slots.copy_(torch.arange(self.batch))
+        self.place(round, [(self.context, 7 + slot, 11 + slot) for slot in range(self.batch)])
         return round
+
+    def place(self, round: FastRound, starts: Sequence[tuple[int, int, int]]) -> None:
+        """Let the requests of ``round`` have these lengths, previous and pending tokens."""
+        rows = [[length, 0, previous, pending] for length, previous, pending in starts]
+        round.requests.table[: self.batch].copy_(torch.tensor(rows))
 
     def _imposed(self, density: float) -> FastModel:
         """The target with a nucleus that keeps this share of the context."""
@@ -173,7 +179,35 @@ class Setting:
         return tuple(float(meter[: self.batch].sum()) for meter in (target.read, target.full, draft.read))  # type: ignore[return-value]
 
 
-def _share_pages(table: torch.Tensor, own: int, batch: int) -> None:
+class Steady:
+    """A round and its parts, again and again from where the requests stand now."""
+
+    def __init__(self, round: FastRound) -> None:
+        self.round = round
+        self._start = round.requests.table.clone()
+
+    def run(self) -> Tensor:
+        """The round; returns its report."""
+        report = self.round.run()
+        self.round.requests.table.copy_(self._start)
+        return report
+
+    def propose(self) -> object:
+        """The draft's steps."""
+        return self.round.propose(self.inputs())
+
+    def select(self) -> object:
+        """Mixture and nucleus, of the scores that the draft's last steps left behind."""
+        round = self.round
+        assert round.selector is not None and round.scores is not None
+        return round.selector.select(round.scores, self.inputs().lengths, round.gamma + 1)
+
+    def inputs(self) -> RoundInputs:
+        """What the round begins with."""
+        return self.round.requests.inputs(self.round.slots, self.round.sampling)
+
+
+def _share_pages(table: Tensor, own: int, batch: int) -> None:
     """Let the requests behind the first ``own`` read the pages of these, each from another page on."""
     pages = table.shape[1]
     for slot in range(own, batch):
@@ -183,5 +217,5 @@ def _share_pages(table: torch.Tensor, own: int, batch: int) -> None:
 def _read_weights(model: PreTrainedModel) -> int:
     """Bytes of the weights that a pass reads: of an embedding that is no output head, only rows."""
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    embedding: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return whole if model.get_output_embeddings().weight is embedding else whole - embedding.nbytes
