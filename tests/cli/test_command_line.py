@@ -29,6 +29,7 @@ COMMANDS = [
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
+    ["bench", "decode"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")
