@@ -27,6 +27,8 @@ COMMANDS = [
     ["eval", "passkey"],
     ["eval", "needle"],
     ["eval", "ruler"],
+    ["eval", "humaneval"],
+    ["eval", "gsm8k"],
     ["tune"],
     ["tune", "sparge"],
     ["tune", "minference"],

@@ -36,6 +36,17 @@ Lengths = Annotated[
 SamplesEach = Annotated[
     int | None, typer.Option("--samples", metavar="N", min=1, help="Samples of each kind and length.")
 ]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE|ID",
+        help="The published data, JSON lines; or its hub id, where `datasets` is installed.",
+    ),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of an answer at most.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 
 
