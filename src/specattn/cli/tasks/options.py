@@ -24,6 +24,7 @@ from specattn.cli.options import (
     PairName,
     Prefill,
     Target,
+    Yarn,
 )
 
 RUN = "Run"
@@ -97,13 +98,14 @@ class RunOptions:
     draft: Draft = None
     device: Device = None
     dtype: Dtype = None
+    yarn: Yarn = None
     json: Json = False
     debug: Debug = False
 
     @property
     def models(self) -> Models:
         """The models that were asked for."""
-        return Models(self.pair, self.target, self.draft, self.device, self.dtype)
+        return Models(self.pair, self.target, self.draft, self.device, self.dtype, self.yarn)
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:
