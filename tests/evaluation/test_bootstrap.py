@@ -35,4 +35,5 @@ def test_equal_values_have_no_width_and_single_ones_no_interval() -> None:
 
 
 def test_the_same_values_have_the_same_interval() -> None:
-    assert interval([[0, 1, 1, 0, 1]]) == interval([[0, 1, 1, 0, 1]]) != interval([[0, 1, 1, 0, 1]], seed=1)
+    values = numpy.random.default_rng(3).normal(size=50)
+    assert interval([values]) == interval([values]) != interval([values], seed=1)
