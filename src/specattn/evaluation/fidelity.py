@@ -157,7 +157,8 @@ def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) 
         raise UsageError(f"rows={rows} must be at least 1 and below context={context}")
     if context > pair.context_limit:
         raise UsageError(
-            f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; use a shorter context"
+            f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; "
+            "use a shorter context, or load them with yarn"
         )
 
 
