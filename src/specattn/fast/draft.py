@@ -64,10 +64,8 @@ class DraftSteps:
         scores: where the attention scores go, if the method wants them.
     """
 
-    def __init__(
-        self, model: FastModel, operations: Operations, batch: int, length: int, scores: ExportedScores | None
-    ) -> None:
-        self.model, self.operations, self.scores = model, operations, scores
+    def __init__(self, model: FastModel, batch: int, length: int, scores: ExportedScores | None) -> None:
+        self.model, self.operations, self.scores = model, model.decoder.operations, scores
         geometry, device = model.runner.geometry, model.runner.device
         self.workspace = SplitWorkspace.allocate(
             batch=batch,
