@@ -47,7 +47,7 @@ class ExportedScores:
         )
 
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
-        """Mixtures ``[batch, targets, length]`` of the heads, averaged over the rows; ``weights`` ``[targets, heads]``."""
+        """Mixtures ``[batch, targets, length]`` of the heads' mean rows; ``weights`` are ``[targets, heads]``."""
         operations.head_mixture(self.logits, self.lse, weights, seen, out=out)
 
     def of(self, layer: int, row: int) -> ScoreExport:
