@@ -48,6 +48,10 @@ def _histogram(report: dict[str, Any]) -> Table:
     return table
 
 
+def _path(path: dict[str, Any]) -> str:
+    return path["name"] if path["reason"] is None else f"{path['name']}: {path['reason']}"
+
+
 def _figures(report: dict[str, Any]) -> Table:
     from rich.table import Table
 
@@ -61,6 +65,8 @@ def _figures(report: dict[str, Any]) -> Table:
     rows = {
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
         "method": f"{report['method']} {options}",
+        "path": _path(report["path"]),
+        **({"choice": report["plans"]["reason"]} if report["plans"]["reason"] else {}),
         **({"prefill": prefill} if report["prefill"] != "dense" else {}),
         "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
         f" ({report['finish_reason']})",
