@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,19 +136,18 @@ class FastSpeculator(Speculator):
             None if self.draft is None else shared.draft,
             self.method,
             self.mapping,
-            shared.requests,
             batch=batch,
             gamma=gamma,
             sampling=sampling,
             length=cache.block_table.shape[1] * cache.page_size,
         )
-        run, landings = self._prepare(round, batch, gamma + 2 + READS)
-        return _Ready(round.slots, shared.requests.padding, run, itertools.cycle(landings))
+        run, landings = self._prepare(partial(shared.requests.run, round), batch, gamma + 2 + READS)
+        return _Ready(round.inputs.slots, shared.requests.padding, run, itertools.cycle(landings))
 
-    def _prepare(self, round: FastRound, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
+    def _prepare(self, run: Run, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
         if self.target.device.type != "cuda":
-            return round.run, [HostLanding() for _ in range(2)]
+            return run, [HostLanding() for _ in range(2)]
         from specattn.fast.graph import CapturedRound
 
         landings = [PinnedLanding(batch, width) for _ in range(2)]
-        return CapturedRound(round.run, self._shared.memory), landings
+        return CapturedRound(run, self._shared.memory), landings
