@@ -76,7 +76,13 @@ def make(model_type: str, **options) -> Pair:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
-    "method", ["dense", "specattn:p=0.6:map=global", "specattn-paper:p=0.7:aggregate=mean"]
+    "method",
+    [
+        "dense",
+        "specattn:p=0.6:map=global",
+        "specattn-paper:p=0.7:aggregate=mean",
+        "specattn:p=0.4:tail=0.1:seed=3",
+    ],
 )
 def test_greedy_rounds(model_type, method):
     pair = make(model_type, layers=4)
@@ -120,6 +126,9 @@ def test_batches_and_gammas_change_between_rounds():
         ("gpt_neox", "dense", "not gpt_neox"),
         ("llama", "oracle:p=0.9", "has no fast path yet"),
         ("llama", "specattn:aggregate=union", "aggregate=mean only"),
+        ("llama", "specattn:eps=0.1", "eps=0 only"),
+        ("llama", "specattn:centroids=64", "centroids=0 only"),
+        ("llama", "specattn:signals=both", "signals=draft only"),
     ],
 )
 def test_what_has_no_fast_path_says_why(model_type, method, reason):

@@ -23,6 +23,7 @@ from specattn.accounting import fractions
 from specattn.attention import attached
 from specattn.breakeven import BreakEven
 from specattn.byte_model import ByteModel
+from specattn.audit import Audit, check_audit
 from specattn.errors import CacheFullError, SpecAttnError
 from specattn.gamma import check_gamma
 from specattn.mapping.artifact import Mapping
@@ -69,6 +70,7 @@ class Engine:
         fallback: whether rounds in which the method does not pay read everything, or do without the draft; ``None``:
             on the fast path on a GPU. What pays is measured, so which tokens a sparse method gives may then differ
             from run to run.
+        audit: share of the rounds' layers and KV heads that are compared with exact attention, see :class:`Audit`.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
@@ -88,6 +90,7 @@ class Engine:
         prefill: PrefillMethod | str = "dense",
         fast: bool | None = None,
         fallback: bool | None = None,
+        audit: float = 0.0,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -97,9 +100,10 @@ class Engine:
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
+        check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
-        self.path = choose_path(pair, self.method, fast)
+        self.path = choose_path(pair, self.method, fast, audited=audit > 0)
         if fallback is None:
             fallback = self.path.fast and pair.device.type == "cuda"
         plans = candidates(self.method, gamma, drafting=pair.draft is not None, fallback=fallback)
@@ -114,9 +118,9 @@ class Engine:
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
-        self._rounds = _rounds(
-            Speculator(target, draft, self.method, mapping, pair.vocab_size), self.path.fast
-        )
+        self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
+        slow = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
+        self._rounds = _rounds(slow, self.path.fast)
         self.speculator = self._rounds.speculator
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, ActiveRequest] = {}
@@ -211,6 +215,8 @@ class Engine:
         for runner in self._runners:
             runner.meter.reset(slots[0])
             runner.prefill_meter.reset(slots[0])
+        if self.audit is not None:
+            self.audit.begin(slots[0], request.sampling.seed)
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
         return ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
@@ -337,10 +343,12 @@ class Engine:
 
     def _finish(self, id: int, error: str | None = None) -> GenerationResult:
         active = self._active.pop(id)
-        prefill = (self.prefill.spec(), self.speculator.target.prefill_meter.fraction(active.slot))
+        target = self.speculator.target
+        prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
+        audit = self.audit.finish(active.slot, float(target.meter.full[active.slot])) if self.audit else None
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions(*active.reads), prefill, error)
+        return active.result(self.method.name, fractions(*active.reads), prefill, error, audit)
 
 
 def _rounds(speculator: Speculator, fast: bool) -> Rounds:

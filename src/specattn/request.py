@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from specattn.audit import AuditReport
 from specattn.errors import UsageError
 from specattn.sampling import SamplingParams
 from specattn.text import TextStream
@@ -68,6 +69,7 @@ class GenerationResult:
         seconds: wall time of ``prefill`` and ``decode``.
         prefill: how the target read the prompt.
         prefill_computed: share of the causal query-key products that it computed to do so.
+        audit: what an audit has found, if one was asked for.
         error: why the request failed, if it did.
     """
 
@@ -86,6 +88,7 @@ class GenerationResult:
     prefill: str
     prefill_computed: float
     error: str | None = None
+    audit: AuditReport | None = None
 
 
 @dataclass
@@ -144,6 +147,7 @@ class ActiveRequest:
         fractions: tuple[float, float],
         prefill: tuple[str, float],
         error: str | None = None,
+        audit: AuditReport | None = None,
     ) -> GenerationResult:
         """The account of a finished (or interrupted) request; ``prefill`` is the method and the share computed."""
         decode = perf_counter() - self.decode_started if self.decode_started else 0.0
@@ -164,4 +168,5 @@ class ActiveRequest:
             prefill=prefill[0],
             prefill_computed=prefill[1],
             error=error,
+            audit=audit,
         )

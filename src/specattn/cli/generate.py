@@ -14,6 +14,7 @@ from specattn.cli.errors import INTERRUPTED
 from specattn.cli.models import Models, load_mapping
 from specattn.cli.options import (
     SAMPLING,
+    AuditRate,
     Debug,
     Device,
     Draft,
@@ -78,6 +79,7 @@ def generate(
     prefill: Prefill = "dense",
     fast: Fast = None,
     fallback: Fallback = None,
+    audit: AuditRate = 0.0,
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -94,6 +96,7 @@ def generate(
     asked = read_prompt(prompt, prompt_file)
     draft_tokens = parse_gamma(gamma)
 
+    from specattn.audit import check_audit
     from specattn.engine import Engine
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
@@ -104,6 +107,7 @@ def generate(
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
     reading = parse_prefill(prefill)
+    check_audit(audit, selection)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
@@ -125,6 +129,7 @@ def generate(
             prefill=reading,
             fast=fast,
             fallback=fallback,
+            audit=audit,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,
@@ -185,7 +190,7 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens")}
+    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "audit")}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},
