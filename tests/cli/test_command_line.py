@@ -34,6 +34,7 @@ COMMANDS = [
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
+    ["bench", "decode"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from specattn.errors import UsageError
 from specattn.selection.base import Selection
+
+ATTENTIONS = ("triton", "flashinfer")
+"""What the target can attend with on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Operations:
 
     Attributes:
         scores: the dtype in which the draft's scores are kept.
+        captured: whether a CUDA graph can hold them: none asks the host for anything.
     """
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
@@ -29,11 +34,40 @@ class Operations:
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
     scores: torch.dtype
+    captured: bool = True
 
 
-def operations_for(device: torch.device) -> Operations:
-    """Kernels where they run, references elsewhere."""
-    return kernels() if device.type == "cuda" else references()
+def operations_for(device: torch.device, attention: str = "triton") -> Operations:
+    """Kernels where they run, references elsewhere.
+
+    Args:
+        attention: one of :data:`ATTENTIONS`. FlashInfer is there to be compared with: its launches are planned on the
+            host, so rounds are not captured.
+
+    Raises:
+        UsageError: an unknown name, or FlashInfer where it cannot run.
+    """
+    if attention not in ATTENTIONS:
+        raise UsageError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
+    if attention == "triton":
+        return kernels() if device.type == "cuda" else references()
+    if device.type != "cuda":
+        raise UsageError(f"attention=flashinfer needs a CUDA GPU, not {device}; use attention=triton")
+    return with_flashinfer(kernels(), device)
+
+
+def with_flashinfer(operations: Operations, device: torch.device) -> Operations:
+    """The same with FlashInfer's attention in the target's passes; the draft's exports its scores and stays ours.
+
+    Raises:
+        UsageError: FlashInfer is not installed.
+    """
+    from specattn.kernels.flashinfer_attention import FlashInferAttention
+
+    attention = FlashInferAttention(device)
+    return replace(
+        operations, sparse_attention=attention.sparse, dense_attention=attention.dense, captured=False
+    )
 
 
 def kernels() -> Operations:

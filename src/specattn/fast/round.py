@@ -71,11 +71,11 @@ class FastRound:
         return self.requests.report(inputs, outcome)
 
     def _outcome(self, inputs: RoundInputs) -> Outcome:
-        proposal = self._propose(inputs)
+        proposal = self.propose(inputs)
         tokens = inputs.recent[:, 1:]
         if proposal is not None:
             tokens = torch.cat([tokens, proposal.tokens], 1)
-        logits = self._verify(inputs, tokens)
+        logits = self.target_logits(inputs, tokens)
         if proposal is None:
             token = self._choose(inputs, logits, Stream.NEXT, 0)[0]
             return Outcome(token, torch.ones_like(token[:, 0]))
@@ -91,7 +91,8 @@ class FastRound:
         )
         return Outcome.of(proposal.tokens, verdict)
 
-    def _propose(self, inputs: RoundInputs) -> Proposal | None:
+    def propose(self, inputs: RoundInputs) -> Proposal | None:
+        """The draft's tokens, if there are to be any; its scores are left behind for the selection."""
         if self.drafting is None:
             return None
         fed, starts = inputs.recent, inputs.lengths - 1
@@ -114,7 +115,7 @@ class FastRound:
         probs = warp(logits, inputs.sampling)
         return sample(probs, inputs.batch.uniform(stream, draw)[:, None]), probs
 
-    def _verify(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
+    def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
         selection = None

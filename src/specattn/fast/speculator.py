@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from specattn.fast import decoder, selector
 from specattn.fast.landing import HostLanding, PinnedLanding, Run
 from specattn.fast.model import FastModel
+from specattn.fast.operations import Operations
 from specattn.fast.requests import READS, Requests, upload
 from specattn.fast.round import FastRound
 from specattn.landed import Landed
@@ -39,17 +40,18 @@ class _Shared:
     target: FastModel
     draft: FastModel | None
     requests: Requests
-    memory: Any
+    memory: Any | None
 
     @classmethod
-    def of(cls, speculator: Speculator) -> _Shared:
+    def of(cls, speculator: Speculator, operations: Operations | None) -> _Shared:
         target, draft = speculator.target, speculator.draft
+        captured = target.device.type == "cuda" and (operations is None or operations.captured)
         meters = [runner.meter for runner in (target, draft) if runner is not None]
         return cls(
-            FastModel.of(target, speculator.vocab_size),
-            None if draft is None else FastModel.of(draft, speculator.vocab_size),
+            FastModel.of(target, speculator.vocab_size, operations),
+            None if draft is None else FastModel.of(draft, speculator.vocab_size, operations),
             Requests(target.cache.spare_slot, target.device, meters),
-            torch.cuda.graph_pool_handle() if target.device.type == "cuda" else None,
+            torch.cuda.graph_pool_handle() if captured else None,
         )
 
 
@@ -84,17 +86,23 @@ class FastSpeculator(Speculator):
 
     Requests are taken in once by :meth:`enter`; from then on :meth:`launch` runs their rounds one after the other, and
     none of them waits for the host to have read the last. :meth:`round` does both at once.
+
+    Args:
+        slow: the speculator whose place it takes.
+        operations: what rounds are made of; what suits the device if ``None``.
     """
 
-    def __init__(self, slow: Speculator, shared: _Shared | None = None) -> None:
+    def __init__(
+        self, slow: Speculator, operations: Operations | None = None, *, shared: _Shared | None = None
+    ) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
-        self._shared = shared or _Shared.of(slow)
+        self._shared = shared or _Shared.of(slow, operations)
         self._rounds: dict[tuple[object, ...], _Ready] = {}
 
     def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
         """See :meth:`specattn.speculation.Speculator.variant`; requests stand where they stand for this one."""
         slow = super().variant(drafting=drafting, sparse=sparse)
-        return self if slow is self else FastSpeculator(slow, self._shared)
+        return self if slow is self else FastSpeculator(slow, shared=self._shared)
 
     def enter(self, batch: Batch) -> None:
         """Take requests in, or tell the device again where they stand."""
@@ -147,7 +155,9 @@ class FastSpeculator(Speculator):
     def _prepare(self, round: FastRound, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
         if self.target.device.type != "cuda":
             return round.run, [HostLanding() for _ in range(2)]
+        landings = [PinnedLanding(batch, width) for _ in range(2)]
+        if self._shared.memory is None:
+            return round.run, landings
         from specattn.fast.graph import CapturedRound
 
-        landings = [PinnedLanding(batch, width) for _ in range(2)]
         return CapturedRound(round.run, self._shared.memory), landings
