@@ -20,7 +20,8 @@ class Operations:
     """What a round is made of, besides matrix products; each pair of kernel and reference has one signature.
 
     Attributes:
-        scores: the dtype in which the draft's scores are kept.
+        scores: the dtype in which the draft's logits are kept.
+        probabilities: the dtype of attention that lists are made from.
         captured: whether a CUDA graph can hold them: none asks the host for anything.
     """
 
@@ -33,7 +34,9 @@ class Operations:
     tail_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
+    round_scores: Callable[..., None]
     scores: torch.dtype
+    probabilities: torch.dtype
     captured: bool = True
 
 
@@ -79,6 +82,7 @@ def kernels() -> Operations:
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.rope_append_triton import rope_append
+    from specattn.kernels.round_scores import round_scores
     from specattn.kernels.tail_lists import tail_lists
 
     return Operations(
@@ -91,7 +95,9 @@ def kernels() -> Operations:
         tail_lists,
         sparse_paged_attention,
         dense_paged_attention,
+        round_scores,
         torch.float16,
+        torch.bfloat16,
     )
 
 
@@ -107,6 +113,7 @@ def references() -> Operations:
         sparse_paged_attention_reference,
     )
     from specattn.kernels.rope_append import rope_append
+    from specattn.kernels.round_scores import round_scores_reference
     from specattn.kernels.tail_lists_reference import tail_lists_reference
 
     return Operations(
@@ -119,5 +126,7 @@ def references() -> Operations:
         tail_lists_reference,
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
+        round_scores_reference,
+        torch.float32,
         torch.float32,
     )

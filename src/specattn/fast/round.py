@@ -12,7 +12,8 @@ from specattn.acceptance import verify, verify_greedy
 from specattn.fast.draft import DraftSteps, ExportedScores
 from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
-from specattn.fast.selector import Selector
+from specattn.fast.selector import Scores, Selector
+from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
 from specattn.mapping.artifact import Mapping
 from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection
@@ -29,6 +30,7 @@ class FastRound:
         gamma: draft tokens a round; 0 for plain decoding.
         sampling: what the requests' sampling tells the host.
         length: the most tokens that a request can have, the round's own included.
+        memory: where a sparse draft's lists come from; needed with ``draft_p`` below 1.
 
     Attributes:
         slots: int64 ``[batch]``, whose round it is: padding alone, until somebody writes.
@@ -46,22 +48,32 @@ class FastRound:
         gamma: int,
         sampling: SamplingState,
         length: int,
+        memory: DraftMemory | None = None,
     ) -> None:
         self.target, self.method, self.gamma = target, method, gamma
         self.requests, self.sampling = requests, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
         self.operations = target.decoder.operations
-        self.scores: ExportedScores | None = None
+        self.scores: Scores | None = None
         self.selector: Selector | None = None
+        self.drafting: DraftSteps | SparseDraftSteps | None = None
+        exported = None
         if isinstance(method, SpecAttn) and draft is not None and gamma:
             assert mapping is not None
-            self.scores = ExportedScores.allocate(draft, method.draft_heads(mapping), batch, gamma, length)
+            heads = method.draft_heads(mapping)
             self.selector = Selector.allocate(
                 method, mapping, self.operations, target.runner.geometry, batch, length
             )
-        self.drafting = None
-        if draft is not None:
-            self.drafting = DraftSteps(draft, self.operations, batch, length, self.scores)
+            if method.draft_p < 1:
+                assert memory is not None
+                sparse = SparseDraftSteps(
+                    draft, self.operations, memory, heads, p=method.draft_p, batch=batch, gamma=gamma
+                )
+                self.drafting, self.scores = sparse, sparse.scores
+            else:
+                self.scores = exported = ExportedScores.allocate(draft, heads, batch, gamma, length)
+        if self.drafting is None and draft is not None:
+            self.drafting = DraftSteps(draft, self.operations, batch, length, exported)
 
     def run(self) -> Tensor:
         """The round of the requests in ``slots``, and its report, see :meth:`Requests.report`."""
@@ -96,6 +108,7 @@ class FastRound:
         if self.drafting is None:
             return None
         fed, starts = inputs.recent, inputs.lengths - 1
+        self.drafting.begin(inputs.slots, inputs.lengths)
         tokens, probabilities = [], []
         # A round without proposals still feeds the draft, so that its cache keeps up.
         for row in range(max(self.gamma, 1)):
@@ -104,6 +117,7 @@ class FastRound:
             starts = inputs.lengths + row + 1
             tokens.append(fed)
             probabilities.append(probs)
+        self.drafting.finish(inputs.slots, inputs.lengths)
         return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if self.gamma else None
 
     def _choose(
@@ -141,6 +155,4 @@ class FastRound:
         dense = layers if selection is None else sum(map(self.method.is_dense, range(layers)))
         target.meter.add_round(slots, lengths + rows, dense, selection)
         if self.drafting is not None:
-            draft = self.drafting.model.runner
-            for row in range(max(self.gamma, 1)):
-                draft.meter.add_round(slots, lengths + 1 + row, draft.geometry.layers, None)
+            self.drafting.count(slots, lengths, max(self.gamma, 1))

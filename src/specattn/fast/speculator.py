@@ -17,9 +17,11 @@ from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
 from specattn.fast.requests import READS, Requests, upload
 from specattn.fast.round import FastRound
+from specattn.fast.sparse_draft import DraftMemory
 from specattn.landed import Landed
 from specattn.sampling import SamplingState
 from specattn.selection.base import Method
+from specattn.selection.specattn import SpecAttn
 from specattn.speculation import Batch, Outcome, Speculator
 
 Landing = PinnedLanding | HostLanding
@@ -33,14 +35,22 @@ def unsupported(method: Method, models: Sequence[PreTrainedModel]) -> str | None
     return next(filter(None, reasons), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Shared:
-    """What all variants of a speculator have in common: merged models, where requests stand, the graphs' memory."""
+    """What all variants of a speculator have in common.
+
+    Attributes:
+        target, draft: the merged models.
+        requests: where requests stand.
+        memory: of the graphs; ``None`` where rounds are not captured.
+        attended: what a sparse draft's lists are made from, once there is one.
+    """
 
     target: FastModel
     draft: FastModel | None
     requests: Requests
     memory: Any | None
+    attended: DraftMemory | None = None
 
     @classmethod
     def of(cls, speculator: Speculator, operations: Operations | None) -> _Shared:
@@ -107,6 +117,8 @@ class FastSpeculator(Speculator):
     def enter(self, batch: Batch) -> None:
         """Take requests in, or tell the device again where they stand."""
         self._shared.requests.enter(batch)
+        if self._shared.attended is not None:
+            self._shared.attended.forget(batch.slots)
 
     @torch.inference_mode()
     def launch(self, slots: Sequence[int], gamma: int, sampling: SamplingState) -> Callable[[], Landed]:
@@ -115,6 +127,7 @@ class FastSpeculator(Speculator):
         No more than two rounds may be under way. Of ``sampling`` only what it tells the host is used.
         """
         ready = self._ready(len(slots), gamma, sampling)
+        self._remember(slots, gamma)
         ready.assign(slots)
         landing, requests = next(ready.landings), len(slots)
         landing.launch(ready.run)
@@ -125,9 +138,21 @@ class FastSpeculator(Speculator):
         """One round, see :meth:`specattn.speculation.Speculator.round`."""
         ready, count = self._ready(len(batch.slots), gamma, batch.sampling), len(batch.slots)
         self.enter(batch)
+        self._remember(batch.slots, gamma)
         ready.assign(batch.slots)
         report = ready.run()[:count]
         return Outcome(report[:, : gamma + 1], report[:, gamma + 1])
+
+    def _remember(self, slots: Sequence[int], gamma: int) -> None:
+        """Before a round: only a sparse draft's leave what the next one's lists are made from."""
+        if self._shared.attended is not None:
+            if self._drafts_sparsely(gamma):
+                self._shared.attended.prepare(slots)
+            else:
+                self._shared.attended.forget(slots)
+
+    def _drafts_sparsely(self, gamma: int) -> bool:
+        return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
 
     def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> _Ready:
         padded = 1 << (requests - 1).bit_length()
@@ -138,6 +163,10 @@ class FastSpeculator(Speculator):
 
     def _build(self, batch: int, gamma: int, sampling: SamplingState) -> _Ready:
         cache, shared = self.target.cache, self._shared
+        length = cache.block_table.shape[1] * cache.page_size
+        if self._drafts_sparsely(gamma) and shared.attended is None:
+            assert shared.draft is not None
+            shared.attended = DraftMemory(shared.draft, length)
         round = FastRound(
             shared.target,
             None if self.draft is None else shared.draft,
@@ -147,7 +176,8 @@ class FastSpeculator(Speculator):
             batch=batch,
             gamma=gamma,
             sampling=sampling,
-            length=cache.block_table.shape[1] * cache.page_size,
+            length=length,
+            memory=shared.attended,
         )
         run, landings = self._prepare(round, batch, gamma + 2 + READS)
         return _Ready(round.slots, shared.requests.padding, run, itertools.cycle(landings))
