@@ -15,6 +15,9 @@ from specattn.kernels.page_scores import BLOCK as SCORED_PAGES
 from specattn.kernels.page_scores_triton import page_scores_kernel
 from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
 from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
+from specattn.kernels.round_scores import TILE_TOKENS, TILES, round_warps
+from specattn.kernels.round_scores import blocks as round_blocks
+from specattn.kernels.round_scores_triton import round_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
 from specattn.kernels.value_attention_triton import value_attention_kernel
 
@@ -59,6 +62,10 @@ ALIGNED = (
     "logits_head",
     "export_batch",
     "export_head",
+    "heads_batch",
+    "heads_head",
+    "own_slot",
+    "own_head",
 )
 """Numbers that are multiples of 16, as pointers are of 16 bytes; without them loads and stores are narrow."""
 
@@ -79,6 +86,14 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
     for bits in (4, 8):
         yield _variant(quantise_keys_kernel, dtype, {"D": 64, "BITS": bits, "BLOCK": 32}, {"ranges": "*fp16"})
     yield _variant(page_bounds_kernel, dtype, {"D": 64, "PAGE": 16})
+    for rows, query_heads, kv_heads, head_dim in SHAPES:
+        group = query_heads // kv_heads
+        tile_rows, tile_group = round_blocks(rows, group)
+        sizes = {"ROWS": rows, "GROUP": group, "D": head_dim, "PAGE": 16, "TILES": TILES}
+        sizes |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
+        types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
+        warps = round_warps(tile_rows * tile_group)
+        yield _variant(round_scores_kernel, dtype, sizes, types, warps=warps)
     for heads, tokens, targets in ((64, 128, 64), (512, 16, 16), (16, 128, 16)):
         sizes = {"ROWS": 4, "BLOCK_H": heads, "BLOCK_T": targets, "BLOCK_L": tokens, "PRECISION": "tf32"}
         yield _variant(head_mixture_kernel, dtype, sizes, {"out": "*fp32"}, warps=8, stages=1)

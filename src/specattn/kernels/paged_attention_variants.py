@@ -22,14 +22,15 @@ POINTERS = {
     "partials": "*fp32",
     "lses": "*fp32",
     "plan": "*i32",
+    "lse_out": "*fp32",
 }
 """Those that have the same type for every cache."""
 
 STRIDES = ("query_batch", "query_row", "query_head", "pool_row", "pool_head")
 """Multiples of 16 elements; if they were not, loads would be narrow."""
 
-ALL_TOKENS = ("log_weights", "indices")
-"""Arguments that are ``None`` when all tokens are read; without log-weights only the first is."""
+ALL_TOKENS = ("lse_out", "log_weights", "indices")
+"""Arguments that are ``None`` when all tokens are read; without log-weights only the first two are."""
 
 
 def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant]:
@@ -39,7 +40,8 @@ def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant
     """
     yield from _sized(64, 16, shared, dtype)
     yield from _sized(128, 32, shared, dtype)
-    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:1])
+    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2])
+    yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2])
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS)
     yield from _sized(256, 64, shared, dtype, stack=16)
     yield from _sized(80, 128, shared, dtype, stack=64)

@@ -88,7 +88,7 @@ def round_scores(
         BLOCK_G=block_group,
         BLOCK_N=TILE_TOKENS,
         TILES=TILES,
-        num_warps=4 if block_rows * block_group <= 64 else 8,
+        num_warps=round_warps(block_rows * block_group),
         num_stages=3,
     )
 
@@ -107,6 +107,11 @@ def blocks(rows: int, group: int) -> tuple[int, int]:
             f"{LARGEST_BLOCK} fit; draft fewer tokens a round"
         )
     return block_rows, block_group
+
+
+def round_warps(rows: int) -> int:
+    """Warps of a program with a tile of so many rows."""
+    return 4 if rows <= 64 else 8
 
 
 def round_scores_reference(
