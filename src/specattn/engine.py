@@ -17,7 +17,9 @@ import torch
 from specattn.accounting import read_fractions
 from specattn.attention import attached
 from specattn.errors import CacheFullError, SpecAttnError
+from specattn.every import AUTO, EveryPolicy
 from specattn.gamma import GammaPolicy, check_gamma
+from specattn.lossless import LosslessSpeculator, check_lossless
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
@@ -55,12 +57,14 @@ class Engine:
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
+        lossless: verify what sparse rounds accepted by dense passes, see :mod:`specattn.lossless`.
+        lossless_every: after how many tokens, or ``auto``.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
     Raises:
-        UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, or the
-            prefill method cannot serve the target.
+        UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, the
+            prefill method cannot serve the target, or the method cannot be lossless.
         CacheFullError: if the caches do not fit in memory.
     """
 
@@ -72,6 +76,8 @@ class Engine:
         mapping: Mapping | None = None,
         gamma: int | str = 4,
         prefill: PrefillMethod | str = "dense",
+        lossless: bool = False,
+        lossless_every: int | str | None = None,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -81,12 +87,14 @@ class Engine:
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
+        check_lossless(self.method, lossless, lossless_every)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
         self._progress = progress
-        # A round writes up to gamma tokens beyond the last that counts.
-        self._slack = self.policy.largest + 1
+        every = EveryPolicy(AUTO if lossless_every is None else lossless_every)
+        # A round writes up to gamma tokens beyond the last that counts, and a cycle runs as many ahead as are verified.
+        self._slack = self.policy.largest + 1 + (every.largest if lossless else 0)
         size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
@@ -94,7 +102,12 @@ class Engine:
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
+        self.speculator: Speculator | LosslessSpeculator
         self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size)
+        if lossless:
+            self.speculator = LosslessSpeculator(
+                self.speculator, every, pair.context_limit, self.policy.observe
+            )
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, ActiveRequest] = {}
         self._next_id = 0
@@ -224,7 +237,7 @@ class Engine:
             active.accepted.append(count - 1)
             active.proposed += gamma
             active.push(row[:count])
-            if gamma:
+            if gamma and self.speculator.account(active.slot) is None:
                 self.policy.observe(count - 1, gamma)
             self.speculator.commit(active.slot, active.length)
             updates.append(self._update(id, before))
@@ -272,7 +285,8 @@ class Engine:
         prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions, prefill, error)
+        cycles = self.speculator.account(active.slot)
+        return active.result(self.method.name, fractions, prefill, error, cycles)
 
 
 def _draft_cost(pair: Pair) -> float:

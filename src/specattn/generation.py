@@ -34,6 +34,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     max_new_tokens: int = 128,
     gamma: int | str = 4,
     prefill: PrefillMethod | str = "dense",
+    lossless: bool = False,
+    lossless_every: int | str | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -54,6 +56,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         max_new_tokens: tokens to generate for each prompt at most.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads the prompts, a prefill method or its name with options, ``sparge:tau=0.95``.
+        lossless: deliver what the dense target would choose: dense passes verify what sparse rounds accepted.
+        lossless_every: after how many tokens they do, or ``auto`` (the default): as many as pay.
         temperature, top_k, top_p, seed: how tokens are drawn; temperature 0 is greedy. Prompt i uses ``seed + i``.
         stop: strings at which generation ends.
         ignore_eos: go on after an end-of-sequence token.
@@ -95,6 +99,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         mapping=mapping,
         gamma=gamma,
         prefill=prefill,
+        lossless=lossless,
+        lossless_every=lossless_every,
         max_batch=batch,
         max_tokens=sum(room[:batch]),
         progress=progress,

@@ -20,12 +20,15 @@ from specattn.cli.options import (
     Dtype,
     Gamma,
     Json,
+    Lossless,
+    LosslessEvery,
     MappingFile,
     MethodName,
     MethodOptions,
     PairName,
     Prefill,
     Target,
+    parse_every,
     parse_gamma,
 )
 from specattn.cli.output import console, print_json
@@ -74,6 +77,8 @@ def generate(
     options: MethodOptions = None,
     gamma: Gamma = "4",
     prefill: Prefill = "dense",
+    lossless: Lossless = False,
+    lossless_every: LosslessEvery = None,
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -88,9 +93,10 @@ def generate(
     The text goes to stdout as it comes, statistics to stderr. Ctrl-C keeps what there is.
     """
     asked = read_prompt(prompt, prompt_file)
-    draft_tokens = parse_gamma(gamma)
+    draft_tokens, every = parse_gamma(gamma), parse_every(lossless_every)
 
     from specattn.engine import Engine
+    from specattn.lossless import check_lossless
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
     from specattn.request import Request
@@ -99,6 +105,7 @@ def generate(
 
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
+    check_lossless(selection, lossless, every)
     reading = parse_prefill(prefill)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
@@ -119,6 +126,8 @@ def generate(
             mapping=calibrated,
             gamma=draft_tokens,
             prefill=reading,
+            lossless=lossless,
+            lossless_every=every,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,

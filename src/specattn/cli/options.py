@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from specattn.every import check_every
 from specattn.gamma import check_gamma
 
 MODELS, METHOD, SAMPLING, OUTPUT = "Models", "Method", "Sampling", "Output"
@@ -19,12 +20,29 @@ def parse_gamma(text: str) -> int | str:
     Raises:
         UsageError: if it is neither.
     """
-    try:
-        gamma: int | str = int(text)
-    except ValueError:
-        gamma = text
+    gamma = _number(text)
     check_gamma(gamma)
     return gamma
+
+
+def parse_every(text: str | None) -> int | str | None:
+    """A number of tokens, ``auto``, or nothing.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if text is None:
+        return None
+    every = _number(text)
+    check_every(every)
+    return every
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 PairName = Annotated[
@@ -117,6 +135,23 @@ Gamma = Annotated[
         "--gamma",
         metavar="K|auto",
         help="Draft tokens a round, or auto: as many as pay.",
+        rich_help_panel=METHOD,
+    ),
+]
+Lossless = Annotated[
+    bool,
+    typer.Option(
+        "--lossless",
+        help="Print what the dense target would choose: dense passes verify what sparse rounds accepted.",
+        rich_help_panel=METHOD,
+    ),
+]
+LosslessEvery = Annotated[
+    str | None,
+    typer.Option(
+        "--lossless-every",
+        metavar="N|auto",
+        help="Tokens a dense pass; by default auto: as many as pay.",
         rich_help_panel=METHOD,
     ),
 ]
