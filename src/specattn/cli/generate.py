@@ -188,7 +188,7 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens")}
+    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "lossless")}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},
