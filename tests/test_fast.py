@@ -120,6 +120,8 @@ def test_batches_and_gammas_change_between_rounds():
         ("gpt_neox", "dense", "not gpt_neox"),
         ("llama", "oracle:p=0.9", "has no fast path yet"),
         ("llama", "specattn:aggregate=union", "aggregate=mean only"),
+        ("llama", "specattn:centroids=64", "centroids=0 only"),
+        ("llama", "specattn:signals=both", "signals=draft only"),
     ],
 )
 def test_what_has_no_fast_path_says_why(model_type, method, reason):

@@ -34,6 +34,8 @@ METHODS = [
     "vattention:base=topk:sink=2:window=3:least=4:eps=0.9:delta=0.9:verify=denominator",
     "specattn:p=0.7",
     "specattn-paper:p=0.8",
+    "specattn:p=0.6:signals=both",
+    "self:p=0.8",
     "specattn:p=0.7:map=global:aggregate=union",
 ]
 
@@ -117,7 +119,7 @@ def test_any_length_of_cycles_and_rounds(every, gamma):
     assert [result.tokens] == expected([PROMPT])
 
 
-@pytest.mark.parametrize("method", [STREAMING, "quest:budget=0.5:page=4:dense_layers=0", "oracle:p=0.7"])
+@pytest.mark.parametrize("method", [STREAMING, "self:p=0.9", "quest:budget=0.5:page=4", "oracle:p=0.7"])
 def test_without_a_draft_the_sparse_target_drafts(method):
     results = run(alone(related()), RAGGED, method, lossless_every=6)
     assert [result.tokens for result in results] == expected(RAGGED)

@@ -16,6 +16,7 @@ import torch
 
 from specattn.accounting import read_fractions
 from specattn.attention import attached
+from specattn.audit import Audit, check_audit
 from specattn.errors import CacheFullError, SpecAttnError
 from specattn.every import AUTO, EveryPolicy
 from specattn.gamma import GammaPolicy, check_gamma
@@ -59,6 +60,7 @@ class Engine:
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
         lossless: verify what sparse rounds accepted by dense passes, see :mod:`specattn.lossless`.
         lossless_every: after how many tokens, or ``auto``.
+        audit: share of the rounds' layers and KV heads that are compared with exact attention, see :class:`Audit`.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
@@ -78,6 +80,7 @@ class Engine:
         prefill: PrefillMethod | str = "dense",
         lossless: bool = False,
         lossless_every: int | str | None = None,
+        audit: float = 0.0,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -88,6 +91,7 @@ class Engine:
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
         check_lossless(self.method, lossless, lossless_every)
+        check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
@@ -102,8 +106,9 @@ class Engine:
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
+        self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
         self.speculator: Speculator | LosslessSpeculator
-        self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size)
+        self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
         if lossless:
             self.speculator = LosslessSpeculator(
                 self.speculator, every, pair.context_limit, self.policy.observe
@@ -196,6 +201,8 @@ class Engine:
         for runner in self._runners:
             runner.meter.reset(slots[0])
             runner.prefill_meter.reset(slots[0])
+        if self.audit is not None:
+            self.audit.begin(slots[0], request.sampling.seed)
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
         return ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
@@ -283,10 +290,11 @@ class Engine:
         target, draft = self.speculator.target, self.speculator.draft
         fractions = read_fractions(target.meter, draft.meter if draft else None, active.slot)
         prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
+        audit = self.audit.finish(active.slot, float(target.meter.full[active.slot])) if self.audit else None
         for runner in self._runners:
             runner.cache.free(active.slot)
         cycles = self.speculator.account(active.slot)
-        return active.result(self.method.name, fractions, prefill, error, cycles)
+        return active.result(self.method.name, fractions, prefill, error, cycles, audit)
 
 
 def _draft_cost(pair: Pair) -> float:

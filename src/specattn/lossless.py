@@ -31,6 +31,7 @@ from specattn.sampling import race
 from specattn.selection.base import Method
 from specattn.selection.eviction import Evicting
 from specattn.speculation import Batch, Outcome, Speculator
+from specattn.target_scores import ScoringAttend
 
 
 def check_lossless(method: Method, lossless: bool, every: int | str | None) -> None:
@@ -171,7 +172,9 @@ class LosslessSpeculator:
         fed = _padded([[last, *tokens[:-1]] for (_, last), tokens in zip(recent, ahead, strict=True)])
         for slot, length in zip(batch.slots, batch.lengths, strict=True):
             self.target.cache.set_length(slot, length)  # what the sparse rounds wrote is written anew
-        step = self.target.step(batch.slots, batch.lengths, counts, DenseAttend())
+        scores = self.sparse.scores
+        attend = DenseAttend() if scores is None else ScoringAttend(scores)
+        step = self.target.step(batch.slots, batch.lengths, counts, attend)
         logits = self.target.forward(step, torch.tensor(fed, device=device), max(counts))
         self._weights_read += self._weights[0]
         racing = _some(batch, range(len(counts)), batch.lengths, recent)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from specattn.audit import AuditReport
 from specattn.errors import UsageError
 from specattn.sampling import SamplingParams
 from specattn.text import TextStream
@@ -124,6 +125,7 @@ class GenerationResult:
         seconds: wall time of ``prefill`` and ``decode``.
         prefill: how the target read the prompt.
         prefill_computed: share of the causal query-key products that it computed to do so.
+        audit: what an audit has found, if one was asked for.
         error: why the request failed, if it did.
         lossless: what the lossless mode did; ``None`` without it.
     """
@@ -144,6 +146,7 @@ class GenerationResult:
     prefill_computed: float
     error: str | None = None
     lossless: LosslessReport | None = None
+    audit: AuditReport | None = None
 
 
 @dataclass
@@ -196,6 +199,7 @@ class ActiveRequest:
         prefill: tuple[str, float],
         error: str | None = None,
         cycles: CycleAccount | None = None,
+        audit: AuditReport | None = None,
     ) -> GenerationResult:
         """The account of a finished (or interrupted) request; ``prefill`` is the method and the share computed."""
         rounds, drafted = (
@@ -220,4 +224,5 @@ class ActiveRequest:
             prefill_computed=prefill[1],
             error=error,
             lossless=cycles.report(decoded, fractions[0]) if cycles is not None else None,
+            audit=audit,
         )

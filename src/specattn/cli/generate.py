@@ -14,6 +14,7 @@ from specattn.cli.errors import INTERRUPTED
 from specattn.cli.models import Models, load_mapping
 from specattn.cli.options import (
     SAMPLING,
+    AuditRate,
     Debug,
     Device,
     Draft,
@@ -79,6 +80,7 @@ def generate(
     prefill: Prefill = "dense",
     lossless: Lossless = False,
     lossless_every: LosslessEvery = None,
+    audit: AuditRate = 0.0,
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -95,6 +97,7 @@ def generate(
     asked = read_prompt(prompt, prompt_file)
     draft_tokens, every = parse_gamma(gamma), parse_every(lossless_every)
 
+    from specattn.audit import check_audit
     from specattn.engine import Engine
     from specattn.lossless import check_lossless
     from specattn.mapping.resolve import resolve_mapping
@@ -107,6 +110,7 @@ def generate(
     selection = parse_method(method, **parse_options(options or []))
     check_lossless(selection, lossless, every)
     reading = parse_prefill(prefill)
+    check_audit(audit, selection)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
@@ -128,6 +132,7 @@ def generate(
             prefill=reading,
             lossless=lossless,
             lossless_every=every,
+            audit=audit,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,
@@ -188,7 +193,8 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "lossless")}
+    names = ("prefill", "prefill_computed", "prompt_tokens", "lossless", "audit")
+    later = {name: figures.pop(name) for name in names}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},

@@ -120,6 +120,15 @@ Prefill = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+AuditRate = Annotated[
+    float,
+    typer.Option(
+        "--audit",
+        metavar="RATE",
+        help="Share of the rounds' layers and KV heads to compare with exact attention; 0 for none.",
+        rich_help_panel=METHOD,
+    ),
+]
 MappingFile = Annotated[
     Path | None,
     typer.Option(

@@ -79,6 +79,7 @@ def _figures(report: dict[str, Any]) -> Table:
         "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens"
         + (f", {report['acceptance_rate']:.1%} of the draft's accepted" if report["gamma"] else ""),
         **({"lossless": _lossless(report["lossless"])} if report["lossless"] else {}),
+        **({"audit": _audit(report["audit"])} if report["audit"] else {}),
         "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
         f" peak {human_bytes(memory['peak_bytes'])}",
     }
@@ -87,3 +88,17 @@ def _figures(report: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _audit(found: dict[str, Any]) -> str:
+    """What an audit has found, in a line."""
+    if not found["queries"]:
+        return "no sparse attention was drawn"
+    text = (
+        f"{found['units']:,} heads: {found['attention_mass']:.1%} of the attention kept"
+        f" (least {found['least_mass']:.1%}), output off by {found['output_error']:.2%}"
+        f" (most {found['largest_error']:.1%}); read {found['read_fraction']:.1%} more"
+    )
+    if found["promised_error"] is None:
+        return text
+    return f"{text}; {found['violations']:.2%} beyond the promised {found['promised_error']:g}"

@@ -19,7 +19,7 @@ class AttentionMass:
         self._sums = torch.zeros(batch, dtype=torch.float64, device=device)
         self._count = 0
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
         shares = []
         for request, start in enumerate(step.starts):
             segments, first = step.segments(call.layer, request, None)

@@ -30,11 +30,12 @@ from specattn.prefill.base import PrefillMethod
 from specattn.prefill.dense import Dense
 from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
-from specattn.selection.base import Method
+from specattn.selection.base import Method, Need
 from specattn.selection.checks import check_at_least
 from specattn.selection.eviction import Evicting, check_prefill
 from specattn.speculation import Speculator
 from specattn.stores.base import StoreSpec
+from specattn.target_scores import TargetScores
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many tokens of it were just finished."""
@@ -118,6 +119,8 @@ def evaluate(
     for method in methods:
         check_prefill(method, prefill)
     session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
+    if any(Need.SCORES in method.needs for method in methods):
+        session.scores = TargetScores.of(session.target)
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
@@ -165,6 +168,7 @@ class _Session:
         self.target = self._runner(pair.target, stores)
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
+        self.scores: TargetScores | None = None
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""
@@ -182,9 +186,10 @@ class _Session:
         self.tokens = torch.tensor(tokens, device=self.target.device)
         self._rewind(0)
         for slot, (name, document) in enumerate(zip(self.names, tokens, strict=True)):
-            for role, runner in zip(("target", "draft"), self.runners, strict=False):
-                report = partial(self.progress, f"{name}: {role} prefill")
-                runner.prefill(slot, document[: self.prefix], progress=report)
+            self._read_prefix(slot, document, f"{name}: target prefill", None)
+            if self.draft is not None:
+                report = partial(self.progress, f"{name}: draft prefill")
+                self.draft.prefill(slot, document[: self.prefix], progress=report)
         parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
@@ -201,8 +206,17 @@ class _Session:
             self.target.prefill_meter.reset(slot)
             if not isinstance(self.prefill, Dense):
                 self.target.cache.set_length(slot, 0)
-                report = partial(self.progress, f"{name}: {self.prefill.name} prefill")
-                self.target.prefill(slot, document[: self.prefix], method=self.prefill, progress=report)
+                self._read_prefix(slot, document, f"{name}: {self.prefill.name} prefill", self.prefill)
+
+    def _read_prefix(
+        self, slot: int, document: Sequence[int], label: str, method: PrefillMethod | None
+    ) -> None:
+        """Let the target read a prefix, and keep what its last rows attend to if any method wants to know."""
+        prefix, report = document[: self.prefix], partial(self.progress, label)
+        if self.scores is not None:
+            self.scores.prefill(self.target, slot, prefix, method=method, progress=report)
+        else:
+            self.target.prefill(slot, prefix, method=method, progress=report)
 
     def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
@@ -212,6 +226,8 @@ class _Session:
         for runner in (target, *self.runners[1:]):
             for slot in self.slots:
                 runner.meter.reset(slot)
+        if speculator.scores is not None and self.scores is not None:
+            speculator.scores.copy(self.scores)
         if speculator.eviction is not None:
             self._evict(speculator.eviction, mass)
         sums = torch.zeros(len(self.slots), 5, dtype=torch.float64, device=self.target.device)
@@ -260,7 +276,7 @@ class _Session:
         """The sparse logits ``[batch, count, vocab]`` of one round."""
         lengths = [start] * len(self.slots)
         export = self._draft_rows(speculator, start, count - 1)
-        attend = speculator.sparse_attend(lengths, count, export)
+        attend = speculator.sparse_attend(self.slots, lengths, count, export)
         step = self._step(speculator.target, start, count, attend, metered=True)
         return self._logits(speculator.target, step, start, count)
 

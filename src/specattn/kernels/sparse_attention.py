@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from specattn.selection.base import Selection
@@ -18,7 +19,8 @@ def sparse_attention(
         query: ``[batch, rows, query_heads, head_dim]``.
         keys, values: ``[batch, kv_heads, capacity, head_dim]``, gathered at ``selection.indices``.
         selection: which tokens these are; entries of -1 are padding. A row sees the selected tokens up to its own
-            position; one that sees none gives zeros. ``log_weights`` are added to the logits.
+            position, and its pseudo-tokens; one that sees nothing gives zeros. ``log_weights`` are added to the
+            logits.
         positions: ``[batch, rows]``, the rows' token positions.
         scaling: factor of the logits.
 
@@ -33,9 +35,14 @@ def sparse_attention(
     if selection.log_weights is not None:
         logits = logits + selection.log_weights[:, :, None, None].float()
     visible = (indices >= 0) & (indices <= positions[:, None, None, :, None])
-    probabilities = logits.masked_fill(~visible, float("-inf")).softmax(-1)
-    probabilities = probabilities.masked_fill(~visible, 0)  # NaN in a row that sees nothing
-    out = probabilities @ values.float()[:, :, None]
+    logits, values = logits.masked_fill(~visible, float("-inf")), values.float()
+    if selection.pseudo is not None:
+        others = grouped.float() @ selection.pseudo.keys.transpose(-1, -2)[:, :, None] * scaling
+        others = others + selection.pseudo.log_weights[:, :, None, None]
+        logits, values = torch.cat([logits, others], -1), torch.cat([values, selection.pseudo.values], 2)
+    # NaN in a row that sees nothing
+    probabilities = logits.softmax(-1).masked_fill(logits == float("-inf"), 0)
+    out = probabilities @ values[:, :, None]
     return out.permute(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim).to(query.dtype)
 
 

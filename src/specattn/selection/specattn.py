@@ -7,7 +7,7 @@ mean, which is about as good as the union and costs one selection instead of gam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,11 +15,15 @@ from torch import Tensor
 
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
+from specattn.selection.centroids import check_centroids, with_centroids
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
+from specattn.selection.signals import check_signals, joined
+from specattn.stores.page_means import PageMeans
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
+    from specattn.stores.base import StoreSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class SpecAttn(Method):
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+        signals: ``draft``, or ``both``: joined with what the target attended to in its last dense pass.
+        refresh: with both signals, every how many rounds the target reads everything, to see again; 0: never.
+        centroids: tokens a page, of which what is not read is represented by its mean key and value; 0: by nothing.
     """
 
     name: ClassVar[str] = "specattn"
@@ -47,6 +54,9 @@ class SpecAttn(Method):
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
+    signals: str = "draft"
+    refresh: int = 0
+    centroids: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,15 +67,28 @@ class SpecAttn(Method):
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+        check_signals(self)
+        check_centroids(self.name, self.centroids)
+
+    @property
+    def wrappable(self) -> bool:
+        return not (self.centroids or self.refresh)
 
     @property
     def needs(self) -> Need:
-        return Need.DRAFT | Need.MAPPING
+        scores = Need.SCORES if self.signals == "both" else Need.NOTHING
+        return Need.DRAFT | Need.MAPPING | scores
+
+    @property
+    def stores(self) -> tuple[StoreSpec, ...]:
+        return (PageMeans(self.centroids),) if self.centroids else ()
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
         # [batch, rows, layers, heads, length]; one row if the rows' mean is what counts.
         weights = self._mapped(state)
+        if state.scores is not None:
+            weights = joined(weights, state)
         batch = weights.shape[0]
 
         def top_p(scores: Tensor) -> Tensor:
@@ -78,16 +101,28 @@ class SpecAttn(Method):
         else:
             mask = select_for_groups(weights, state.kv_heads, self.gqa, top_p)
         mask = mask.any(1)
+        if state.scores is not None:
+            mask = (
+                mask
+                | state.scores.everything.view(batch, 1, 1, 1)
+                & _visible(state, mask.shape[-1])[:, None, None]
+            )
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
         assert isinstance(state.prepared, Selection)
-        return state.prepared.of_layer(state.layer)
+        selection = state.prepared.of_layer(state.layer)
+        if state.round.scores is not None:
+            selection = replace(selection, extra_bytes=selection.extra_bytes + state.round.scores.nbytes)
+        return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
 
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         return mapping.global_heads if self.map == "global" and mapping is not None else None
+
+    def reads_everything(self, rounds: int) -> bool:
+        return 0 < self.refresh <= rounds
 
     def _mapped(self, state: RoundState) -> Tensor:
         draft, mapping = state.draft, state.mapping

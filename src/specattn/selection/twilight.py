@@ -54,7 +54,7 @@ class Twilight(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base.selects:
+        if not self.base.wrappable:
             raise UsageError(
                 f"{self.name}: base={self.base.name} returns no plain lists to prune; "
                 "use for example quest, full, specattn"

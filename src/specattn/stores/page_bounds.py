@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specattn.geometry import KVGeometry
-from specattn.stores.base import KeyPool
+from specattn.stores.base import KeyPool, touched_pages
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,7 @@ class PageBoundsStore:
         return sum(bounds.nbytes for bounds in self.bounds)
 
     def append(self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor) -> None:
-        first = positions[:, :1] // self.page
-        # An append of n tokens touches at most this many pages, wherever it begins.
-        count = (positions.shape[1] + self.page - 2) // self.page + 1
-        pages = torch.minimum(
-            first + torch.arange(count, device=positions.device), positions[:, -1:] // self.page
-        )
+        pages = touched_pages(positions, self.page)
         tokens = pages[..., None] * self.page + torch.arange(self.page, device=positions.device)
         # Beyond the last token lies what was rejected, or another request's past: the last token stands in for it.
         held = self.pool.keys[layer][self.pool.rows(slots, tokens.clamp(max=positions[:, -1:, None]))]
