@@ -1,12 +1,14 @@
-"""The PyTorch path on a GPU gives what it gives on the CPU. Runs where there is a GPU."""
+"""The PyTorch path on a GPU gives what it gives on the CPU, and the fast path what that gives. Needs a GPU."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from test_fast import GREEDY, Rounds, make
 from tiny import tiny_mapping, tiny_pair, tiny_tokenizer
 
 from specattn.dropin import sparse_attention
+from specattn.engine import Engine
 from specattn.evaluation.documents import Document
 from specattn.evaluation.fidelity import evaluate
 from specattn.generation import generate
@@ -19,6 +21,8 @@ from specattn.pairs import Pair, make_pair
 from specattn.prefill.thresholds import Thresholds
 from specattn.prefill.tune import tune_sparge
 from specattn.prefill.two_stage import two_stage_attention
+from specattn.request import Request
+from specattn.sampling import SamplingParams
 from specattn.selection.base import Selection
 from specattn.selection.registry import parse_method
 
@@ -156,3 +160,51 @@ def test_calibration_gives_the_cpus_mapping():
     assert float((cuda.heads_kv - cpu.heads_kv).abs().max()) < 0.05
     assert cuda.metadata.kl_heads == pytest.approx(cpu.metadata.kl_heads, rel=2e-2)
     assert cuda.heads_kv.device.type == "cpu"
+
+
+@pytest.mark.parametrize("gamma", [1, 4])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.9:window=200"])
+def test_captured_rounds_give_the_other_paths_tokens(method, batch, gamma):
+    """In float32, and with a window over everything, so that scores in half precision change no list."""
+    pair = make("qwen2", layers=4)
+    slow, fast = (Rounds(pair, method, fast=fast).run([GREEDY] * batch, 8, gamma) for fast in (False, True))
+    assert fast[0] == slow[0]
+    assert fast[1] == pytest.approx(slow[1], rel=1e-6)
+
+
+def half_pair() -> Pair:
+    pair = make("qwen2", layers=4)
+    return Pair(pair.name, pair.target.half(), pair.draft.half(), pair.tokenizer)
+
+
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.9:window=200"])
+def test_the_engine_takes_the_fast_path(method):
+    """The first tokens in half precision; later ones may differ, since rounding does."""
+    pair, results = half_pair(), []
+    for fast in (False, True):
+        options = {"method": method, "mapping": tiny_mapping(pair), "max_batch": 3, "max_new_tokens": 6}
+        results.append(generate(pair, PROMPTS, fast=fast, fallback=False, ignore_eos=True, **options))
+    assert [result.tokens[:4] for result in results[1]] == [result.tokens[:4] for result in results[0]]
+
+
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6"])
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_p=0.9)])
+def test_rounds_neither_wait_for_the_device_nor_allocate(method, sampling):
+    pair = half_pair()
+    with Engine(
+        pair, method=method, mapping=tiny_mapping(pair), gamma=4, fallback=False, max_batch=3, max_tokens=1200
+    ) as engine:
+        assert engine.path.fast, engine.path.reason
+        for prompt in PROMPTS:
+            engine.submit(Request(prompt, 300, sampling, ignore_eos=True))
+        for _ in range(5):
+            engine.advance()
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            updates = [update for _ in range(20) for update in engine.advance()]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    assert len(updates) == 3 * 20 and all(update.tokens for update in updates)

@@ -155,6 +155,17 @@ def test_a_request_does_not_depend_on_its_neighbours():
         assert single.kv_read_fraction == pytest.approx(result.kv_read_fraction)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_rounds_on_the_device_give_the_same_tokens(temperature):
+    options = {"method": "specattn:p=0.7", "lossless_every": 6, "temperature": temperature}
+    torch_path = run(related(), RAGGED, fast=False, **options)
+    fast = run(related(), RAGGED, fast=True, **options)
+    assert [result.tokens for result in fast] == [result.tokens for result in torch_path]
+    for one, other in zip(fast, torch_path, strict=True):
+        assert one.accepted_per_round == other.accepted_per_round
+        assert one.kv_read_fraction == pytest.approx(other.kv_read_fraction)
+
+
 # What is left in the caches
 
 

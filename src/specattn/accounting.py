@@ -104,8 +104,12 @@ class PrefillMeter:
 
 
 def read_fractions(target: ReadMeter, draft: ReadMeter | None, slot: int) -> tuple[float, float]:
-    """``kv_read_fraction`` and ``draft_read_fraction`` of the request in ``slot``: both over the target's full read."""
-    full = float(target.full[slot])
-    if full == 0:
-        return 0.0, 0.0
-    return float(target.read[slot]) / full, (float(draft.read[slot]) / full if draft else 0.0)
+    """The :func:`fractions` of the request in ``slot``."""
+    return fractions(
+        float(target.read[slot]), float(target.full[slot]), float(draft.read[slot]) if draft else 0.0
+    )
+
+
+def fractions(read: float, full: float, draft: float) -> tuple[float, float]:
+    """``kv_read_fraction`` and ``draft_read_fraction``: what target and draft read, over the target's full reads."""
+    return (read / full, draft / full) if full else (0.0, 0.0)

@@ -36,6 +36,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     prefill: PrefillMethod | str = "dense",
     lossless: bool = False,
     lossless_every: int | str | None = None,
+    fast: bool | None = None,
+    fallback: bool | None = None,
     audit: float = 0.0,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -59,6 +61,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         prefill: how the target reads the prompts, a prefill method or its name with options, ``sparge:tau=0.95``.
         lossless: deliver what the dense target would choose: dense passes verify what sparse rounds accepted.
         lossless_every: after how many tokens they do, or ``auto`` (the default): as many as pay.
+        fast: whether rounds run on the device alone; ``None``: on a GPU, where they can.
+        fallback: whether rounds in which the method does not pay read everything, see :class:`specattn.Engine`.
         audit: share of the rounds' layers and KV heads that are compared with exact attention.
         temperature, top_k, top_p, seed: how tokens are drawn; temperature 0 is greedy. Prompt i uses ``seed + i``.
         stop: strings at which generation ends.
@@ -103,6 +107,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         prefill=prefill,
         lossless=lossless,
         lossless_every=lossless_every,
+        fast=fast,
+        fallback=fallback,
         audit=audit,
         max_batch=batch,
         max_tokens=sum(room[:batch]),

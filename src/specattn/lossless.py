@@ -83,6 +83,7 @@ class LosslessSpeculator:
         policy: how many tokens are run ahead.
         context_limit: tokens that the models can take; no row lies beyond.
         observe: told of each sparse round how many draft tokens were accepted and proposed.
+        fast: whether greedy rounds run on the device alone.
     """
 
     def __init__(
@@ -91,10 +92,13 @@ class LosslessSpeculator:
         policy: EveryPolicy,
         context_limit: int,
         observe: Callable[[int, int], None],
+        *,
+        fast: bool = False,
     ) -> None:
         self.sparse, self.policy = sparse, policy
         self.target, self.draft = sparse.target, sparse.draft
         self._limit, self._observe = context_limit, observe
+        self._greedy = _fast(sparse) if fast else sparse
         self._accounts: dict[int, CycleAccount] = {}
         self._weights = [_weight_bytes(runner) for runner in (self.target, self.draft)]
         self._weights_read = 0
@@ -154,7 +158,8 @@ class LosslessSpeculator:
     def _sparse_round(self, batch: Batch, gamma: int) -> list[list[int]]:
         """The tokens of one sparse round, which are in the caches afterwards."""
         gamma = min(gamma, self._limit - 1 - max(batch.lengths))
-        outcome = self.sparse.round(batch, gamma)
+        # The fast path draws as it does without this mode: other tokens than the dense pass would mostly choose.
+        outcome = (self.sparse if batch.sampling.sampled else self._greedy).round(batch, gamma)
         self._weights_read += self._weights[0] + max(gamma, 1) * self._weights[1]
         counts = outcome.counts.tolist()
         for slot, length, count in zip(batch.slots, batch.lengths, counts, strict=True):
@@ -200,6 +205,12 @@ def _some(
         rounds=torch.tensor(lengths, device=device),
         sampling=batch.sampling.of_requests(requests),
     )
+
+
+def _fast(sparse: Speculator) -> Speculator:
+    from specattn.fast.speculator import FastSpeculator
+
+    return FastSpeculator(sparse)
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> list[list[int]]:

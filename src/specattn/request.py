@@ -162,6 +162,8 @@ class ActiveRequest:
     tokens: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     proposed: int = 0
+    reads: Sequence[float] = (0.0, 0.0, 0.0)
+    """Bytes that the target read, that it would have read in full, and that the draft read."""
     finish_reason: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     decode_started: float = 0.0
@@ -170,6 +172,11 @@ class ActiveRequest:
     def length(self) -> int:
         """n: tokens in the target's cache; the last token generated is pending."""
         return len(self.request.prompt) + len(self.tokens) - 1
+
+    @property
+    def text(self) -> list[int]:
+        """The prompt and what follows it."""
+        return [*self.request.prompt, *self.tokens]
 
     @property
     def recent(self) -> tuple[int, int]:

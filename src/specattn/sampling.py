@@ -141,7 +141,8 @@ class Stream(enum.IntEnum):
     NEXT = 2
     PILOT = 3
     RESIDUAL = 4
-    RACE = 5
+    TAIL = 5
+    RACE = 6
 
 
 def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:

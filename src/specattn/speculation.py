@@ -25,6 +25,7 @@ from specattn.request import CycleAccount
 from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
+from specattn.selection.dense import Dense
 from specattn.selection.eviction import Evicting
 from specattn.target_scores import ScoreEverything, ScoringAttend, TargetScores
 
@@ -109,6 +110,14 @@ class Speculator:
             self.eviction = Eviction(self.method, self.target)
         if Need.SCORES in self.method.needs:
             self.scores = TargetScores.of(self.target)
+
+    def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
+        """Rounds on the same models and caches without the draft, or with a target that reads all of its cache."""
+        if (drafting or self.draft is None) and (sparse or isinstance(self.method, Dense)):
+            return self
+        method, mapping = (self.method, self.mapping) if sparse else (Dense(), None)
+        draft = self.draft if drafting else None
+        return Speculator(self.target, draft, method, mapping, self.vocab_size, self.observer)
 
     def prefill(
         self,

@@ -156,6 +156,32 @@ def test_gamma_auto(generate) -> None:
     assert report["gamma"] == "auto" and len(report["tokens"]) == TOKENS
 
 
+def test_the_fast_path_gives_the_same_document(generate, whole: dict[str, Any]) -> None:
+    assert whole["path"]["name"] == "torch" and "need a GPU" in whole["path"]["reason"]
+    result = generate(PROMPT, "--fast", "--json")
+    report = document(result)
+    assert report["path"] == {"name": "fast", "reason": None}
+    assert "path" in result.stderr
+    for field in ("text", "tokens", "accepted_per_round"):
+        assert report[field] == whole[field], field
+
+
+def test_what_has_no_fast_path_is_refused_by_name(generate) -> None:
+    result = generate(PROMPT, "--method", "oracle", "--fast", mapping=False)
+    assert result.exit_code == 2
+    assert "no fast path yet" in result.stderr
+
+
+def test_what_was_chosen_and_why(generate, whole: dict[str, Any]) -> None:
+    assert whole["plans"]["rounds"] == {"sparse, gamma 4": whole["rounds"]}
+    assert whole["plans"]["reason"] is None
+    result = generate(PROMPT, "--fallback", "--json")
+    report = document(result)
+    assert sum(report["plans"]["rounds"].values()) == report["rounds"]
+    assert report["plans"]["reason"].count(" ms") == 3
+    assert "choice" in result.stderr
+
+
 def test_sampling_depends_on_the_seed_alone(generate) -> None:
     texts = [generate(PROMPT, "--temperature", 2, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

@@ -133,6 +133,13 @@ def test_the_promise_of_vattention_is_checked():
     assert parse_method(f"{method}:verify=denominator").promised_error is None
 
 
+def test_the_promise_of_specattn_is_checked():
+    (result,) = run("specattn:p=0.3:eps=0.3:delta=0.2:sink=0:window=0", [PROMPT], 1.0)
+    assert result.audit.promised_error == 0.3
+    assert 0 <= result.audit.violations < 0.2
+    assert parse_method("specattn:p=0.5").promised_error is None
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.5])
 def test_rates_outside_the_unit_interval_are_refused(rate):
     with pytest.raises(UsageError, match=r"audit=.* is outside \[0, 1\].*audit=0\.01"):

@@ -130,6 +130,12 @@ def test_pages_that_are_no_power_of_two_are_refused(page):
         parse_method(f"specattn:centroids={page}")
 
 
+@pytest.mark.parametrize("sample", ["tail=0.05", "eps=0.1"])
+def test_a_sample_that_stands_for_the_rest_leaves_nothing_to_centroids(sample):
+    with pytest.raises(UsageError, match="centroids=64 would count what the tail stands for a second time"):
+        parse_method(f"specattn:centroids=64:{sample}")
+
+
 @pytest.mark.parametrize("wrapper", ["twilight", "vattention"])
 def test_lists_with_centroids_cannot_be_wrapped(wrapper):
     with pytest.raises(UsageError, match="base=specattn returns no plain lists"):

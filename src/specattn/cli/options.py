@@ -164,6 +164,23 @@ LosslessEvery = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Fast = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--no-fast",
+        help="Whether rounds run on the device alone; by default on a GPU, where models and method allow it.",
+        rich_help_panel=METHOD,
+    ),
+]
+Fallback = Annotated[
+    bool | None,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Whether rounds in which the method does not pay read everything, or do without the draft; by default "
+        "where rounds run on a GPU alone.",
+        rich_help_panel=METHOD,
+    ),
+]
 FixedGamma = Annotated[
     int,
     typer.Option(

@@ -56,6 +56,10 @@ def _lossless(figures: dict[str, Any]) -> str:
     )
 
 
+def _path(path: dict[str, Any]) -> str:
+    return path["name"] if path["reason"] is None else f"{path['name']}: {path['reason']}"
+
+
 def _figures(report: dict[str, Any]) -> Table:
     from rich.table import Table
 
@@ -69,6 +73,8 @@ def _figures(report: dict[str, Any]) -> Table:
     rows = {
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
         "method": f"{report['method']} {options}",
+        "path": _path(report["path"]),
+        **({"choice": report["plans"]["reason"]} if report["plans"]["reason"] else {}),
         **({"prefill": prefill} if report["prefill"] != "dense" else {}),
         "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
         f" ({report['finish_reason']})",

@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specattn.accounting import ReadMeter, read_fractions
-from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
+from specattn.attention import (
+    Attend,
+    DenseAttend,
+    ExportAttend,
+    LayerCall,
+    SelectionObserver,
+    Step,
+    attached,
+)
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
 from specattn.evaluation.attention_mass import AttentionMass
@@ -30,7 +38,7 @@ from specattn.prefill.base import PrefillMethod
 from specattn.prefill.dense import Dense
 from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
-from specattn.selection.base import Method, Need
+from specattn.selection.base import Method, Need, Selection
 from specattn.selection.checks import check_at_least
 from specattn.selection.eviction import Evicting, check_prefill
 from specattn.speculation import Speculator
@@ -87,6 +95,7 @@ def evaluate(
     prefill: PrefillMethod | str = "dense",
     batch: int = 8,
     progress: Progress | None = None,
+    observer: SelectionObserver | None = None,
 ) -> Iterator[FidelityResult]:
     """Evaluate every method on every document; results come as they are ready.
 
@@ -97,6 +106,7 @@ def evaluate(
         prefill: how the target reads the context before the rows that are decoded with a method. The reference
             is read densely.
         batch: documents that are decoded at once.
+        observer: sees the selections of all sparse layers; results are ready after it has seen theirs.
 
     Raises:
         UsageError: if the figures do not fit each other or the models, before any work.
@@ -121,6 +131,7 @@ def evaluate(
     session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
     if any(Need.SCORES in method.needs for method in methods):
         session.scores = TargetScores.of(session.target)
+    session.observer = observer
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
@@ -164,6 +175,7 @@ class _Session:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
         self.prefix, self.prefill = context - rows, prefill
         self.progress = progress or (lambda what, count: None)
+        self.observer: SelectionObserver | None = None
         self.batch = batch
         self.target = self._runner(pair.target, stores)
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
@@ -222,7 +234,9 @@ class _Session:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
         mass = AttentionMass(len(self.slots), self.target.device)
         target = self._copy(method) if isinstance(method, Evicting) else self.target
-        speculator = Speculator(target, self.draft, method, mapping, self.pair.vocab_size, mass)
+        speculator = Speculator(
+            target, self.draft, method, mapping, self.pair.vocab_size, self._observing(mass)
+        )
         for runner in (target, *self.runners[1:]):
             for slot in self.slots:
                 runner.meter.reset(slot)
@@ -244,6 +258,18 @@ class _Session:
             self._result(method, slot, means[slot], mass.mean(slot), read_fractions(*meters, slot))
             for slot in self.slots
         ]
+
+    def _observing(self, mass: AttentionMass) -> SelectionObserver:
+        """``mass``, and the caller's observer if there is one."""
+        other = self.observer
+        if other is None:
+            return mass
+
+        def both(step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
+            mass(step, call, selection, output)
+            other(step, call, selection, output)
+
+        return both
 
     def _copy(self, method: Evicting) -> ModelRunner:
         """A target with a cache of its own to evict from: it holds what of the prefix ``method`` need not observe."""

@@ -23,6 +23,10 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not depend on the length of the text."""
 
+LEAST_CAPABILITY = (8, 0)
+LEAST_CHANNELS, MOST_CHANNELS = 32, 256
+"""What the kernels take: bfloat16 in the tensor cores, and whole tiles of a head."""
+
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
 
@@ -57,6 +61,23 @@ def unsupported(model: PreTrainedModel) -> str | None:
         return "it has sliding-window layers"
     if config.hidden_act not in ("silu", "swish") or getattr(config, "mlp_bias", False):
         return "its gated product is not SiLU without biases"
+    return None
+
+
+def lacks_kernels(model: PreTrainedModel) -> str | None:
+    """Why the kernels do not serve ``model`` where it is; ``None`` if they do, or if references take their place."""
+    device = model.device
+    if device.type != "cuda":
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        have, need = ("{}.{}".format(*version) for version in (capability, LEAST_CAPABILITY))
+        return f"the GPU's compute capability is {have} and the kernels need {need}"
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernels are made for bfloat16 and float16, not {str(model.dtype).removeprefix('torch.')}"
+    channels = model.get_decoder().layers[0].self_attn.head_dim
+    if not LEAST_CHANNELS <= channels <= MOST_CHANNELS:
+        return f"its heads have {channels} channels; the kernels take {LEAST_CHANNELS} to {MOST_CHANNELS}"
     return None
 
 

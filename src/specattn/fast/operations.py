@@ -25,6 +25,7 @@ class Operations:
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
+    tail_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
     scores: torch.dtype
@@ -44,6 +45,7 @@ def kernels() -> Operations:
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.rope_append_triton import rope_append
+    from specattn.kernels.tail_lists import tail_lists
 
     return Operations(
         add_norm,
@@ -52,6 +54,7 @@ def kernels() -> Operations:
         export_attention,
         head_mixture,
         nucleus_lists,
+        tail_lists,
         sparse_paged_attention,
         dense_paged_attention,
         torch.float16,
@@ -70,6 +73,7 @@ def references() -> Operations:
         sparse_paged_attention_reference,
     )
     from specattn.kernels.rope_append import rope_append
+    from specattn.kernels.tail_lists_reference import tail_lists_reference
 
     return Operations(
         add_norm,
@@ -78,6 +82,7 @@ def references() -> Operations:
         export_attention_reference,
         head_mixture_reference,
         nucleus_lists_reference,
+        tail_lists_reference,
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
         torch.float32,

@@ -46,6 +46,7 @@ class Selection:
         extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
             request: a number or float64 ``[batch]``.
         pseudo: what stands for the others, if anything does.
+        capped: optional bool ``[batch, kv_heads]``: lists that a limit keeps shorter than the method's promise asks.
     """
 
     indices: Tensor
@@ -53,6 +54,7 @@ class Selection:
     log_weights: Tensor | None = None
     extra_bytes: Tensor | float = 0.0
     pseudo: PseudoTokens | None = None
+    capped: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
@@ -68,8 +70,8 @@ class Selection:
 
     def of_layer(self, layer: int) -> Selection:
         """The lists of one layer, of a selection ``[batch, layers, kv_heads, ...]`` of all."""
-        assert self.log_weights is None, "weights are made for one layer at a time"
-        return Selection(self.indices[:, layer], self.counts[:, layer])
+        weights = None if self.log_weights is None else self.log_weights[:, layer]
+        return Selection(self.indices[:, layer], self.counts[:, layer], weights)
 
     def for_heads(self, kv_heads: int) -> Selection:
         """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""

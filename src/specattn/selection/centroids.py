@@ -46,8 +46,13 @@ def with_centroids(state: LayerState, selection: Selection, spec: PageMeans) -> 
     )
 
 
-def check_centroids(method: str, page: int) -> None:
-    """Refuse pages that are no stretches of a page of the pool; 0 is none."""
+def check_centroids(method: str, page: int, *, sampled: bool) -> None:
+    """Refuse pages that are no stretches of a page of the pool, and lists whose sample stands for the rest already."""
+    if page and sampled:
+        raise UsageError(
+            f"{method}: centroids={page} would count what the tail stands for a second time; leave out the one, or "
+            "tail and eps"
+        )
     if page and (not 0 < page <= LARGEST_PAGE or page & (page - 1)):
         raise UsageError(
             f"{method}: centroids={page} is no power of two up to {LARGEST_PAGE}; use for example centroids=64, "
