@@ -166,6 +166,7 @@ def test_the_report_says_what_was_chosen_and_what_the_other_modes_would_take():
         (QUEST, 4, False, True, ["sparse 0", "dense 0"]),
         (QUEST, 2, True, True, ["sparse 2", "dense 2", "dense 0"]),
         (parse_method("snapkv"), 4, True, True, ["sparse 4"]),
+        (parse_method("specattn:signals=both"), 4, True, True, ["sparse 4"]),
         (SPECATTN, "auto", True, False, ["sparse 1", "sparse 2", "sparse 4", "sparse 6", "sparse 8"]),
     ],
 )
