@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import fake_flashinfer
 import pytest
 import torch
 from tiny import tiny_mapping, tiny_pair
 
 from specattn.attention import attached
+from specattn.errors import UsageError
+from specattn.fast.operations import Operations, operations_for, references, with_flashinfer
 from specattn.fast.speculator import FastSpeculator, unsupported
 from specattn.pairs import Pair
 from specattn.runner import ModelRunner
@@ -26,7 +29,7 @@ CUT = SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=9)
 class Rounds:
     """Requests that are decoded round by round."""
 
-    def __init__(self, pair: Pair, method: str, *, fast: bool) -> None:
+    def __init__(self, pair: Pair, method: str, *, fast: bool, operations: Operations | None = None) -> None:
         self.pair = pair
         size = {"tokens": 400, "slots": 4, "max_length": 128}
         target = ModelRunner(pair.target, **size)
@@ -34,7 +37,7 @@ class Rounds:
         mapping = tiny_mapping(pair).to(DEVICE) if method.startswith("specattn") else None
         slow = Speculator(target, draft, parse_method(method), mapping, pair.vocab_size)
         assert DEVICE == "cuda" or not fast or unsupported(slow.method, pair.models) is None
-        self.speculator = FastSpeculator(slow) if fast else slow
+        self.speculator = FastSpeculator(slow, operations) if fast else slow
 
     def run(
         self, params: list[SamplingParams], rounds: int, gamma: int
@@ -99,6 +102,27 @@ def test_sampled_rounds(params, method):
     pair = make("qwen2", layers=4)
     slow, fast = (Rounds(pair, method, fast=fast).run(params, 8, 3) for fast in (False, True))
     assert fast[0] == slow[0]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the stand-in and references are for the CPU")
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6"])
+def test_rounds_with_flashinfer(method, monkeypatch):
+    plans = fake_flashinfer.install(monkeypatch).plans
+    monkeypatch.setattr("specattn.kernels.flashinfer_attention.WORKSPACE_BYTES", 16)
+    pair = make("qwen2", layers=4)
+    operations = with_flashinfer(references(), torch.device(DEVICE))
+    assert references().captured and not operations.captured
+    found = Rounds(pair, method, fast=True, operations=operations).run([GREEDY] * 3, 4, 3)
+    assert found == Rounds(pair, method, fast=True).run([GREEDY] * 3, 4, 3)
+    dense = 1 if method == "dense" else 1 + 2  # one plan for all dense layers, one for each sparse layer
+    assert plans == ["Prefill"] * 4 * dense
+
+
+def test_unknown_attention_and_flashinfer_without_a_gpu_are_refused():
+    with pytest.raises(UsageError, match="attention='cudnn' is unknown; choose one of triton, flashinfer"):
+        operations_for(torch.device("cpu"), "cudnn")
+    with pytest.raises(UsageError, match="needs a CUDA GPU, not cpu"):
+        operations_for(torch.device("cpu"), "flashinfer")
 
 
 def test_plain_decoding():

@@ -202,8 +202,10 @@ def held(runner, layer: int, slot: int, length: int) -> list[torch.Tensor]:
     rows = cache.rows(torch.tensor([slot]), torch.arange(length)[None])[0]
     tensors = [cache.keys[layer][rows], cache.values[layer][rows]]
     for store in cache.stores.values():
-        whole = length // store.page * store.page
-        tensors += store.read(layer, rows[: whole : store.page])
+        whole = (
+            length // store.page * store.page
+        )  # a page that is not full yet is worked out anew before it is read
+        tensors.append(store.bounds[layer][rows[: whole : store.page] // store.page])
     return tensors
 
 

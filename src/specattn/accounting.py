@@ -67,6 +67,11 @@ class ReadMeter:
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, everything * self.geometry.layers)
 
+    def add_keys(self, slots: Tensor, visible: Tensor) -> None:
+        """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers."""
+        nbytes = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes / 2)
+        self.read.index_add_(0, slots, nbytes * self.geometry.layers)
+
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1
         if window is not None:

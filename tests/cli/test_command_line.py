@@ -24,11 +24,17 @@ COMMANDS = [
     ["eval"],
     ["eval", "fidelity"],
     ["eval", "perplexity"],
+    ["eval", "passkey"],
+    ["eval", "needle"],
+    ["eval", "ruler"],
+    ["eval", "humaneval"],
+    ["eval", "gsm8k"],
     ["tune"],
     ["tune", "sparge"],
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
+    ["bench", "decode"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

@@ -8,11 +8,17 @@ import typer
 
 import specattn
 from specattn.cli.bench import kernels
+from specattn.cli.bench_decode import decode
 from specattn.cli.calibrate import calibrate
 from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
+from specattn.cli.tasks.gsm8k import gsm8k
+from specattn.cli.tasks.humaneval import humaneval
+from specattn.cli.tasks.needle import needle
+from specattn.cli.tasks.passkey import passkey
+from specattn.cli.tasks.ruler import ruler
 from specattn.cli.tune import sparge
 from specattn.cli.tune_minference import minference
 
@@ -62,9 +68,12 @@ app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
+for task in (passkey, needle, ruler, humaneval, gsm8k):
+    evaluation.command(cls=Command)(task)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)
 tuning.command(cls=Command)(minference)
 app.add_typer(bench, name="bench")
 bench.command(cls=Command)(kernels)
+bench.command(cls=Command)(decode)
 app.command(cls=Command)(info)

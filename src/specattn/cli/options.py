@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specattn.errors import UsageError
 from specattn.every import check_every
 from specattn.gamma import check_gamma
+
+if TYPE_CHECKING:
+    from specattn.selection.base import Method
 
 MODELS, METHOD, SAMPLING, OUTPUT = "Models", "Method", "Sampling", "Output"
 """The panels of the help text."""
@@ -43,6 +47,20 @@ def _number(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Methods with their options, from text with commas between them.
+
+    Raises:
+        UsageError: if there are none, or one cannot be right.
+    """
+    from specattn.selection.registry import parse_method, split_methods
+
+    methods = [parse_method(name) for name in split_methods(text)]
+    if not methods:
+        raise UsageError("--methods names no method; give at least one, such as specattn:p=0.9")
+    return methods
 
 
 PairName = Annotated[
@@ -80,6 +98,15 @@ Dtype = Annotated[
     typer.Option(
         metavar="DTYPE",
         help="bfloat16 (the default), float16, float32, or auto: the checkpoint's own.",
+        rich_help_panel=MODELS,
+    ),
+]
+Yarn = Annotated[
+    float | None,
+    typer.Option(
+        "--yarn",
+        metavar="FACTOR",
+        help="Stretch the context of both models by this factor with YaRN.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -95,9 +95,10 @@ class FastDecoder:
     Args:
         model: one for which :func:`unsupported` has no objection.
         length: positions that the rotary tables cover.
+        operations: what it computes with; what suits the model's device if ``None``.
     """
 
-    def __init__(self, model: PreTrainedModel, length: int) -> None:
+    def __init__(self, model: PreTrainedModel, length: int, operations: Operations | None = None) -> None:
         decoder = model.get_decoder()
         self.eps: float = model.config.rms_norm_eps
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -105,7 +106,7 @@ class FastDecoder:
         self.norm = decoder.norm.weight
         self.layers = [_merge(layer) for layer in decoder.layers]
         self.head_dim: int = decoder.layers[0].self_attn.head_dim
-        self.operations: Operations = operations_for(model.device)
+        self.operations: Operations = operations or operations_for(model.device)
         positions = torch.arange(length, device=model.device)[None]
         # In float32: the tables are rounded to the model's dtype where they are used.
         tables = decoder.rotary_emb(torch.empty(0, device=model.device), positions)

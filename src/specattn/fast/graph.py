@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
-Result = TypeVar("Result")
+from specattn.fast.landing import Run
 
 WARM_UPS = 2
 """Runs before a capture: kernels are compiled and libraries make their handles in the first."""
 
 
-class CapturedRound(Generic[Result]):
+class CapturedRound:
     """A round as one graph.
 
     Args:
@@ -22,7 +22,7 @@ class CapturedRound(Generic[Result]):
             them run at once.
     """
 
-    def __init__(self, run: Callable[[], Result], memory: Any) -> None:
+    def __init__(self, run: Run, memory: Any) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -31,9 +31,9 @@ class CapturedRound(Generic[Result]):
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=memory):
-            self._result = run()
+            self._report = run()
 
-    def __call__(self) -> Result:
-        """Run the round; what it returns is overwritten by the next."""
+    def __call__(self) -> Tensor:
+        """Run the round; the report is overwritten by the next."""
         self._graph.replay()
-        return self._result
+        return self._report

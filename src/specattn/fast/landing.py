@@ -12,7 +12,7 @@ from specattn.fast.requests import READS
 from specattn.landed import Landed
 
 Run = Callable[[], Tensor]
-"""A round that returns its report, see :meth:`specattn.fast.requests.Requests.run`."""
+"""A round that returns its report, see :meth:`specattn.fast.requests.Requests.report`."""
 
 
 class PinnedLanding:

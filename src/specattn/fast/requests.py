@@ -6,21 +6,47 @@ None of it passes through the host, so a round can be launched before the host h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from specattn.accounting import ReadMeter
-from specattn.fast.inputs import RoundInputs
-from specattn.fast.round import FastRound
 from specattn.sampling import SamplingParams, SamplingState
 from specattn.speculation import Batch, Outcome
 
 READS = 3
-"""Figures of a request's account: bytes that the target read, would have read in full, and that the draft read."""
+"""Figures of a request's account: what target and draft have read, and the target's full reads between them."""
 
-PARAMETERS = ("temperature", "top_k", "top_p", "seed")
-"""Tensors of a :class:`SamplingState`."""
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """The requests of a round, padding included.
+
+    Attributes:
+        slots: int64 ``[batch]``.
+        table: int64 ``[batch, 4]``: see :class:`Requests`.
+        sampling: how each request draws; what it tells the host is part of what is captured.
+    """
+
+    slots: Tensor
+    table: Tensor
+    sampling: SamplingState
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 ``[batch]``: n, tokens in the target's cache."""
+        return self.table[:, 0]
+
+    @property
+    def recent(self) -> Tensor:
+        """int64 ``[batch, 2]``: the previous and the pending token."""
+        return self.table[:, 2:]
+
+    @property
+    def batch(self) -> Batch:
+        """The batch as the parts of a round that do not need the host know it."""
+        return Batch([], [], recent=self.recent, rounds=self.table[:, 1], sampling=self.sampling)
 
 
 class Requests:
@@ -45,29 +71,30 @@ class Requests:
         """Take in what the host knows of the requests of a batch."""
         slots, lengths = upload([list(batch.slots), list(batch.lengths)], self.table.device)
         self.table[slots] = torch.cat([lengths[:, None], batch.rounds[:, None], batch.recent], 1)
-        for name in PARAMETERS:
+        for name in _parameters(self.sampling):
             getattr(self.sampling, name)[slots] = getattr(batch.sampling, name)
 
-    def run(self, round: FastRound) -> Tensor:
-        """Run a round of the requests in its slots and move them on: its report."""
-        inputs = round.inputs
-        inputs.table[:, 1:] = self.table[inputs.slots]
-        for name in PARAMETERS:
-            getattr(inputs.sampling, name).copy_(getattr(self.sampling, name)[inputs.slots])
-        outcome = round.run()
-        self._advance(inputs, outcome)
-        return self._report(inputs, outcome)
+    def inputs(self, slots: Tensor, asked: SamplingState) -> RoundInputs:
+        """What a round of ``slots`` ``[batch]`` begins with; ``asked`` has what its sampling tells the host."""
+        parameters = {name: getattr(self.sampling, name)[slots] for name in _parameters(self.sampling)}
+        return RoundInputs(slots, self.table[slots], replace(asked, **parameters))
 
-    def _advance(self, inputs: RoundInputs, outcome: Outcome) -> None:
+    def advance(self, inputs: RoundInputs, outcome: Outcome) -> None:
         """Move the requests of a round behind what it produced; padding stays where it is."""
         tokens = torch.cat([inputs.recent[:, 1:], outcome.tokens], 1)
         last_two = outcome.counts[:, None] + torch.arange(-1, 1, device=tokens.device)
-        lengths, rounds = inputs.lengths + outcome.counts, inputs.table[:, 2] + 1
-        moved = torch.cat([lengths[:, None], rounds[:, None], tokens.gather(1, last_two)], 1)
+        moved = torch.cat(
+            [
+                (inputs.lengths + outcome.counts)[:, None],
+                inputs.table[:, 1:2] + 1,
+                tokens.gather(1, last_two),
+            ],
+            1,
+        )
         alive = (inputs.slots != self.padding)[:, None]
-        self.table[inputs.slots] = torch.where(alive, moved, inputs.table[:, 1:])
+        self.table[inputs.slots] = torch.where(alive, moved, inputs.table)
 
-    def _report(self, inputs: RoundInputs, outcome: Outcome) -> Tensor:
+    def report(self, inputs: RoundInputs, outcome: Outcome) -> Tensor:
         """What the host wants to know of a round, in one tensor: int64 ``[batch, gamma + 2 + READS]``.
 
         Tokens, their count, and the account up to this round, whose float64 figures are there bit by bit. A round that
@@ -84,3 +111,8 @@ def upload(values: Sequence[Sequence[int]] | Sequence[int], device: torch.device
     """Host numbers on ``device``, int64, without waiting for it."""
     host = torch.tensor(values, dtype=torch.int64)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def _parameters(state: SamplingState) -> list[str]:
+    """Names of a state's tensors."""
+    return [field.name for field in fields(state) if isinstance(getattr(state, field.name), Tensor)]

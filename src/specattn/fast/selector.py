@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specattn.fast.draft import ExportedScores
 from specattn.fast.operations import Operations
 from specattn.geometry import KVGeometry
 from specattn.mapping.artifact import Mapping
@@ -34,13 +34,20 @@ def unsupported(method: Method) -> str | None:
     return None
 
 
+class Scores(Protocol):
+    """What the draft leaves behind of a round."""
+
+    def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
+        """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
+
+
 @dataclass(frozen=True)
 class Selector:
     """The nucleus of the mapped scores, for all layers at once.
 
     Attributes:
         weights: float32 ``[layers * kv_heads, exported heads]``.
-        mapped: float32 ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
+        mapped: ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
         lists: indices ``[batch, layers * kv_heads, length]`` and their counts; with a tail, their log-weights.
     """
 
@@ -70,7 +77,7 @@ class Selector:
             operations,
             geometry,
             weights,
-            torch.zeros(*lists, length, device=device),
+            torch.zeros(*lists, length, dtype=operations.probabilities, device=device),
             Selection(
                 torch.full((*lists, length), -1, dtype=torch.int32, device=device),
                 torch.zeros(lists, dtype=torch.int32, device=device),
@@ -78,11 +85,11 @@ class Selector:
             ),
         )
 
-    def select(self, scores: ExportedScores, lengths: Tensor, rows: int) -> Selection:
+    def select(self, scores: Scores, lengths: Tensor, rows: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens."""
         # The draft's last row has seen the last proposal but one.
         seen, ends = (lengths + rows - 1).int(), (lengths + rows).int()
-        self.operations.head_mixture(scores.logits, scores.lse, self.weights, seen, out=self.mapped)
+        scores.mix(self.operations, self.weights, seen, self.mapped)
         recent = self.method.window + rows
         options = {"capacity": self.lists.indices.shape[-1], "sink": self.method.sink, "recent": recent}
         if self.method.tail:

@@ -11,7 +11,13 @@ from specattn.selection.base import Selection
 
 
 def sparse_attention(
-    query: Tensor, keys: Tensor, values: Tensor, selection: Selection, positions: Tensor, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    selection: Selection,
+    positions: Tensor,
+    scaling: float,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention over selected tokens, renormalised over them.
 
@@ -23,6 +29,7 @@ def sparse_attention(
             logits.
         positions: ``[batch, rows]``, the rows' token positions.
         scaling: factor of the logits.
+        lse: where the logarithms of the sums go, if they are wanted: float32 ``[batch, rows, query_heads]``.
 
     Returns:
         ``[batch, rows, query_heads, head_dim]``, in the query's dtype; computed in float32.
@@ -40,6 +47,8 @@ def sparse_attention(
         others = grouped.float() @ selection.pseudo.keys.transpose(-1, -2)[:, :, None] * scaling
         others = others + selection.pseudo.log_weights[:, :, None, None]
         logits, values = torch.cat([logits, others], -1), torch.cat([values, selection.pseudo.values], 2)
+    if lse is not None:
+        lse.copy_(logits.logsumexp(-1).permute(0, 3, 1, 2).flatten(2))
     # NaN in a row that sees nothing
     probabilities = logits.softmax(-1).masked_fill(logits == float("-inf"), 0)
     out = probabilities @ values[:, :, None]

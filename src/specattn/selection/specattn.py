@@ -51,6 +51,8 @@ class SpecAttn(Method):
         eps, delta: sample as many as keep each query's output within a relative error of ``eps`` in all but ``delta``
             of the cases; an ``eps`` of 0 promises nothing.
         pilot: draws that tell how many are needed.
+        draft_p: share of its own attention that the draft reads in its steps; 1 reads all. Only rounds that run on the
+            device alone can read less, see :mod:`specattn.fast.sparse_draft`.
     """
 
     name: ClassVar[str] = "specattn"
@@ -72,10 +74,12 @@ class SpecAttn(Method):
     eps: float = 0
     delta: float = 0.05
     pilot: int = 256
+    draft_p: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability(self.name, "p", self.p)
+        check_probability(self.name, "draft_p", self.draft_p)
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
         check_forced(self.name, self.sink, self.window)

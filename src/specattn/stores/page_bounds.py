@@ -52,10 +52,5 @@ class PageBoundsStore:
         summary = torch.stack(held.aminmax(dim=2), dim=2)  # [batch, pages, 2, kv_heads, head_dim]
         self.bounds[layer][self._entry(slots, pages)] = summary
 
-    def read(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Minima and maxima ``[..., kv_heads, head_dim]`` of the pages that begin at pool rows ``[...]``."""
-        bounds = self.bounds[layer][rows // self.page]
-        return bounds[..., 0, :, :], bounds[..., 1, :, :]
-
     def _entry(self, slots: Tensor, pages: Tensor) -> Tensor:
         return self.pool.rows(slots, pages * self.page) // self.page
