@@ -62,3 +62,14 @@ def test_a_calibrated_map_keeps_close_to_dense_and_reads_less(pair):
     assert specattn.kv_read_fraction < 0.9
     assert specattn.attention_mass > 0.8
     assert specattn.kl < streaming.kl
+
+
+def test_lossless_equals_transformers_with_fewer_dense_reads(pair):
+    tokens = prompt(pair, 600)
+    expected = greedy(pair, tokens, 24)
+    plain = Pair(pair.name, pair.target, None, pair.tokenizer)
+    (result,) = generate(
+        plain, [tokens], method="self:p=0.9", lossless=True, max_new_tokens=24, ignore_eos=True
+    )
+    assert result.tokens == expected
+    assert result.lossless.dense_reads_per_token < 0.5

@@ -12,6 +12,7 @@ import torch
 from tiny import tiny_mapping, tiny_model, tiny_tokenizer
 from transformers import TopKLogitsWarper
 
+from specattn import lossless, sampling
 from specattn.acceptance import Verdict, verify
 from specattn.generation import generate
 from specattn.pairs import Pair
@@ -167,3 +168,71 @@ def test_seeds_give_different_tokens_and_the_same_again():
     assert others != first
     # Prompt i draws with seed + i, whoever else is in the batch.
     assert [result.tokens for result in sampled(20, first_seed=27)] == first[20:40]
+
+
+# The lossless mode
+
+
+SPARSE = {"method": "streaming:budget=2:sink=1:dense_layers=0"}
+LOSSLESS = {**SPARSE, "lossless": True, "lossless_every": 2}
+
+
+def test_a_sparse_target_is_far_from_it():
+    """Or the tests below could not tell a mode that verifies nothing."""
+    assert p_value(sampled(600, **SPARSE)) < SIGNIFICANCE / 100
+
+
+def test_the_lossless_mode_gives_the_dense_targets_distribution():
+    results = sampled(900, **LOSSLESS)
+    accepted, proposed = (
+        sum(getattr(result.lossless, name) for result in results) for name in ("accepted", "proposed")
+    )
+    assert 0.25 < accepted / proposed < 0.9, "both acceptance and correction are at work"
+    assert p_value(results) > SIGNIFICANCE
+
+
+def test_other_lengths_of_cycles_a_draft_that_selects_and_none_at_all():
+    assert p_value(sampled(300, **{**LOSSLESS, "lossless_every": 5, "first_seed": 20_000})) > SIGNIFICANCE
+    plain = dataclasses.replace(pair(), draft=None)
+    assert p_value(sampled(300, models=plain, **{**LOSSLESS, "first_seed": 30_000})) > SIGNIFICANCE
+    drafted = {"method": "specattn:p=0.4:sink=0:window=0:dense_layers=0", "mapping": tiny_mapping(pair())}
+    assert p_value(sampled(300, **{**LOSSLESS, **drafted, "first_seed": 40_000})) > SIGNIFICANCE
+
+
+def deliver_what_was_run_ahead(self, batch, ahead):
+    chosen, _ = verify_cycle(self, batch, ahead)
+    counts = torch.tensor([len(tokens) for tokens in ahead])
+    proposed = torch.tensor([tokens + [0] * (chosen.shape[1] - len(tokens)) for tokens in ahead])
+    return proposed, counts
+
+
+def deliver_the_rejected_token(self, batch, ahead):
+    """Where the dense pass chose another token, keeps the one that was run ahead."""
+    chosen, accepted = verify_cycle(self, batch, ahead)
+    proposed = torch.tensor([tokens + [0] * (chosen.shape[1] - len(tokens)) for tokens in ahead])
+    return proposed, accepted
+
+
+def deliver_beyond_the_correction(self, batch, ahead):
+    """Takes all of the dense pass's choices, those after a rejected token too."""
+    chosen, _ = verify_cycle(self, batch, ahead)
+    return chosen, torch.tensor([len(tokens) for tokens in ahead])
+
+
+verify_cycle = lossless.LosslessSpeculator._verify
+
+
+@pytest.mark.parametrize(
+    "broken", [deliver_what_was_run_ahead, deliver_the_rejected_token, deliver_beyond_the_correction]
+)
+def test_a_broken_dense_verification_is_noticed(broken, monkeypatch):
+    monkeypatch.setattr(lossless.LosslessSpeculator, "_verify", broken)
+    assert p_value(sampled(600, **LOSSLESS)) < SIGNIFICANCE / 100
+
+
+def test_races_that_are_run_again_at_every_position_are_noticed(monkeypatch):
+    """Each token alone would have the right distribution, given those before it; not all three."""
+    monkeypatch.setattr(
+        lossless, "race", lambda probs, seed, at: sampling.race(probs, seed, torch.zeros_like(at))
+    )
+    assert p_value(sampled(600, **LOSSLESS)) < SIGNIFICANCE / 100

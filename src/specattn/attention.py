@@ -59,6 +59,7 @@ class Step:
             tokens were evicted.
         text_positions: int64 ``[batch, rows]``, the same in the text: what position embeddings are made of.
         pool_rows: int64 ``[batch, rows]``, the cache rows that the new tokens take.
+        rows: how many rows of each request are its own, if not all: the others repeat the last of them.
         meter: where the bytes read are counted; ``None`` for passes that do not count.
     """
 
@@ -71,12 +72,17 @@ class Step:
     pool_rows: Tensor
     attend: Attend
     meter: ReadMeter | None = None
+    rows: list[int] | None = None
+
+    def row_count(self, request: int) -> int:
+        """The rows of ``request`` that are its own."""
+        return self.positions.shape[1] if self.rows is None else self.rows[request]
 
     def segments(self, layer: int, request: int, window: int | None) -> tuple[list[Segment], int]:
         """What ``request`` can see in ``layer``, and the position of its first token."""
         start = self.starts[request]
         first = 0 if window is None else max(0, start - window + 1)
-        stop = start + self.positions.shape[1]
+        stop = start + self.row_count(request)
         return self.cache.segments(layer, self.host_slots[request], first, stop), first
 
 
@@ -137,7 +143,9 @@ class DenseAttend:
         if step.meter is not None:
             self.count(step, call, step.meter)
         outs = [self.attend_request(step, call, request) for request in range(len(step.starts))]
-        return torch.stack(outs)
+        return torch.stack(
+            outs if step.rows is None else [_repeat_last(out, call.query.shape[1]) for out in outs]
+        )
 
     def count(self, step: Step, call: LayerCall, meter: ReadMeter) -> None:
         """Count the bytes that the call reads."""
@@ -146,8 +154,13 @@ class DenseAttend:
     def attend_request(self, step: Step, call: LayerCall, request: int) -> Tensor:
         """``[rows, query_heads, head_dim]`` for one request of the batch."""
         segments, first = step.segments(call.layer, request, call.window)
-        query = call.query[request]
+        query = call.query[request, : step.row_count(request)]
         return dense_attention(query, segments, step.starts[request], first, call.scaling, call.window)
+
+
+def _repeat_last(out: Tensor, rows: int) -> Tensor:
+    """``out`` ``[n, ...]``, its last row repeated up to ``rows`` rows."""
+    return torch.cat([out, out[-1:].expand(rows - out.shape[0], *out.shape[1:])])
 
 
 class PrefillAttend(DenseAttend):

@@ -56,6 +56,11 @@ def sparse_attention(
             f"method {method.name!r} reads where a draft model looks; use specattn.generate with a pair, "
             "or a method that needs no draft: dense, streaming, oracle"
         )
+    if Need.SCORES in method.needs:
+        raise UsageError(
+            f"method {method.name!r} reads where dense passes looked, and here every pass is sparse; use "
+            f"specattn.generate with method={method.name!r} and lossless, or another method: streaming, quest"
+        )
     if isinstance(method, Evicting):
         raise UsageError(
             f"method {method.name!r} drops tokens from the KV cache, which here belongs to transformers; use "

@@ -25,7 +25,9 @@ from specattn.audit import Audit, check_audit
 from specattn.breakeven import BreakEven
 from specattn.byte_model import ByteModel
 from specattn.errors import CacheFullError, SpecAttnError
+from specattn.every import AUTO, EveryPolicy
 from specattn.gamma import check_gamma
+from specattn.lossless import LosslessSpeculator, check_lossless
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
@@ -34,7 +36,7 @@ from specattn.plan import Plan, candidates
 from specattn.prefill.base import PrefillMethod
 from specattn.prefill.registry import resolve_prefill
 from specattn.request import ActiveRequest, GenerationResult, Request
-from specattn.rounds import Flight, Rounds, TorchRounds, size_of
+from specattn.rounds import CycleRounds, Flight, Rounds, TorchRounds, size_of
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method
@@ -66,6 +68,8 @@ class Engine:
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
+        lossless: verify what sparse rounds accepted by dense passes, see :mod:`specattn.lossless`.
+        lossless_every: after how many tokens, or ``auto``.
         fast: whether rounds run on the device alone (docs/architecture.md); ``None``: on a GPU, where they can.
         fallback: whether rounds in which the method does not pay read everything, or do without the draft; ``None``:
             on the fast path on a GPU. What pays is measured, so which tokens a sparse method gives may then differ
@@ -76,7 +80,8 @@ class Engine:
 
     Raises:
         UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, the
-            prefill method cannot serve the target, or the fast path was asked for and cannot be taken.
+            prefill method cannot serve the target, the method cannot be lossless, or the fast path was asked for and
+            cannot be taken.
         CacheFullError: if the caches do not fit in memory.
     """
 
@@ -88,6 +93,8 @@ class Engine:
         mapping: Mapping | None = None,
         gamma: int | str = 4,
         prefill: PrefillMethod | str = "dense",
+        lossless: bool = False,
+        lossless_every: int | str | None = None,
         fast: bool | None = None,
         fallback: bool | None = None,
         audit: float = 0.0,
@@ -100,17 +107,21 @@ class Engine:
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
+        check_lossless(self.method, lossless, lossless_every)
         check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.path = choose_path(pair, self.method, fast, audited=audit > 0)
         if fallback is None:
-            fallback = self.path.fast and pair.device.type == "cuda"
+            fallback = self.path.fast and pair.device.type == "cuda" and not lossless
         plans = candidates(self.method, gamma, drafting=pair.draft is not None, fallback=fallback)
         self.policy = BreakEven(plans, ByteModel.of(pair))
         self._progress = progress
-        # A round writes up to gamma tokens beyond the last that counts; one too many goes on behind them.
+        every = EveryPolicy(AUTO if lossless_every is None else lossless_every)
+        # A round writes up to gamma tokens beyond the last that counts; one too many goes on behind them. A cycle runs
+        # as many ahead as are verified.
         self._slack = (self.policy.largest_gamma + 1) * (2 if self.path.fast else 1)
+        self._slack += every.largest if lossless else 0
         size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
@@ -120,8 +131,16 @@ class Engine:
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
         self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
         slow = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
-        self._rounds = _rounds(slow, self.path.fast)
-        self.speculator = self._rounds.speculator
+        self.speculator: Speculator | LosslessSpeculator
+        if lossless:
+            self.speculator = LosslessSpeculator(
+                slow, every, pair.context_limit, self.policy.acceptance.observe, fast=self.path.fast
+            )
+            self._rounds: Rounds = CycleRounds(self.speculator)
+        else:
+            self._rounds = _rounds(slow, self.path.fast)
+            self.speculator = self._rounds.speculator
+        self._lossless = lossless
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, ActiveRequest] = {}
         self._flight: Flight | None = None
@@ -306,7 +325,8 @@ class Engine:
         if flight is None:
             return []
         landed = flight.land()
-        self.policy.observe(flight.plan, flight.size, landed.seconds)
+        if not self._lossless:
+            self.policy.observe(flight.plan, flight.size, landed.seconds)
         return [
             self._take(id, active, flight.plan, tokens, reads)
             for (id, active), tokens, reads in zip(
@@ -322,7 +342,8 @@ class Engine:
         active.accepted.append(len(tokens) - 1)
         active.proposed += plan.gamma
         read, full = (after - before for after, before in zip(reads[:2], active.reads[:2], strict=True))
-        self.policy.observe_request(plan, len(tokens) - 1, read / full)
+        if not self._lossless:  # a cycle has told of its rounds
+            self.policy.observe_request(plan, len(tokens) - 1, read / full)
         active.reads = reads
         active.push(tokens)
         self._rounds.commit(active, plan)
@@ -348,7 +369,8 @@ class Engine:
         audit = self.audit.finish(active.slot, float(target.meter.full[active.slot])) if self.audit else None
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions(*active.reads), prefill, error, audit)
+        cycles = self.speculator.account(active.slot)
+        return active.result(self.method.name, fractions(*active.reads), prefill, error, cycles, audit)
 
 
 def _rounds(speculator: Speculator, fast: bool) -> Rounds:

@@ -34,6 +34,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
     max_new_tokens: int = 128,
     gamma: int | str = 4,
     prefill: PrefillMethod | str = "dense",
+    lossless: bool = False,
+    lossless_every: int | str | None = None,
     fast: bool | None = None,
     fallback: bool | None = None,
     audit: float = 0.0,
@@ -57,6 +59,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         max_new_tokens: tokens to generate for each prompt at most.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads the prompts, a prefill method or its name with options, ``sparge:tau=0.95``.
+        lossless: deliver what the dense target would choose: dense passes verify what sparse rounds accepted.
+        lossless_every: after how many tokens they do, or ``auto`` (the default): as many as pay.
         fast: whether rounds run on the device alone; ``None``: on a GPU, where they can.
         fallback: whether rounds in which the method does not pay read everything, see :class:`specattn.Engine`.
         audit: share of the rounds' layers and KV heads that are compared with exact attention.
@@ -101,6 +105,8 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         mapping=mapping,
         gamma=gamma,
         prefill=prefill,
+        lossless=lossless,
+        lossless_every=lossless_every,
         fast=fast,
         fallback=fallback,
         audit=audit,

@@ -55,6 +55,62 @@ class Request:
 
 
 @dataclass
+class CycleAccount:
+    """What the cycles of a lossless request did: sparse rounds, and the dense pass that ends each cycle.
+
+    Attributes:
+        rounds: draft tokens that each sparse round accepted.
+        drafted: draft tokens proposed in them.
+        passes: dense passes.
+        proposed, accepted: tokens that the dense passes checked, and those that they chose themselves.
+    """
+
+    rounds: list[int] = field(default_factory=list)
+    drafted: int = 0
+    passes: int = 0
+    proposed: int = 0
+    accepted: int = 0
+
+    def add_pass(self, proposed: int, accepted: int) -> None:
+        """Count a dense pass."""
+        self.passes += 1
+        self.proposed += proposed
+        self.accepted += accepted
+
+    def report(self, delivered: int, kv_read_fraction: float) -> LosslessReport:
+        """The figures of a request to which its cycles delivered ``delivered`` tokens."""
+        reads = (self.passes + len(self.rounds)) * kv_read_fraction
+        return LosslessReport(
+            dense_passes=self.passes,
+            proposed=self.proposed,
+            accepted=self.accepted,
+            acceptance_rate=self.accepted / self.proposed if self.proposed else 0.0,
+            dense_reads_per_token=self.passes / delivered if delivered else 0.0,
+            kv_reads_per_token=reads / delivered if delivered else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class LosslessReport:
+    """What dense verification did for a request, and what each of its tokens cost.
+
+    Attributes:
+        dense_passes: passes in which the target read everything.
+        proposed, accepted: sparsely verified tokens that they checked, and those that stood.
+        acceptance_rate: the ratio of the two.
+        dense_reads_per_token: dense passes over delivered tokens; dense speculation has one over its tokens a round.
+        kv_reads_per_token: what the target read in passes of both kinds, in full reads, over delivered tokens.
+    """
+
+    dense_passes: int
+    proposed: int
+    accepted: int
+    acceptance_rate: float
+    dense_reads_per_token: float
+    kv_reads_per_token: float
+
+
+@dataclass
 class GenerationResult:
     """What a request got, and what it cost.
 
@@ -62,7 +118,7 @@ class GenerationResult:
         text, tokens: the generated text and its token ids (an end-of-sequence token included).
         finish_reason: ``stop`` (end token or stop string), ``length`` (the limit asked for or the context's end),
             ``interrupted`` or ``error``.
-        accepted_per_round: draft tokens accepted in each round.
+        accepted_per_round: draft tokens accepted in each round; in the lossless mode in each sparse one.
         acceptance_rate: accepted draft tokens over proposed ones.
         kv_read_fraction: bytes the target's attention read over those of dense attention.
         draft_read_fraction: bytes the draft's attention read, over the same.
@@ -71,6 +127,7 @@ class GenerationResult:
         prefill_computed: share of the causal query-key products that it computed to do so.
         audit: what an audit has found, if one was asked for.
         error: why the request failed, if it did.
+        lossless: what the lossless mode did; ``None`` without it.
     """
 
     text: str
@@ -88,6 +145,7 @@ class GenerationResult:
     prefill: str
     prefill_computed: float
     error: str | None = None
+    lossless: LosslessReport | None = None
     audit: AuditReport | None = None
 
 
@@ -147,18 +205,22 @@ class ActiveRequest:
         fractions: tuple[float, float],
         prefill: tuple[str, float],
         error: str | None = None,
+        cycles: CycleAccount | None = None,
         audit: AuditReport | None = None,
     ) -> GenerationResult:
         """The account of a finished (or interrupted) request; ``prefill`` is the method and the share computed."""
+        rounds, drafted = (
+            (self.accepted, self.proposed) if cycles is None else (cycles.rounds, cycles.drafted)
+        )
         decode = perf_counter() - self.decode_started if self.decode_started else 0.0
         decoded = max(0, len(self.tokens) - 1)
         return GenerationResult(
             text=self.stream.text,
             tokens=list(self.tokens),
             finish_reason=self.finish_reason or "interrupted",
-            rounds=len(self.accepted),
-            accepted_per_round=list(self.accepted),
-            acceptance_rate=sum(self.accepted) / self.proposed if self.proposed else 0.0,
+            rounds=len(rounds),
+            accepted_per_round=list(rounds),
+            acceptance_rate=sum(rounds) / drafted if drafted else 0.0,
             kv_read_fraction=fractions[0],
             draft_read_fraction=fractions[1],
             seconds={**self.seconds, "decode": decode},
@@ -168,5 +230,6 @@ class ActiveRequest:
             prefill=prefill[0],
             prefill_computed=prefill[1],
             error=error,
+            lossless=cycles.report(decoded, fractions[0]) if cycles is not None else None,
             audit=audit,
         )

@@ -11,10 +11,11 @@ import torch
 
 from specattn.breakeven import Size
 from specattn.landed import Landed
+from specattn.lossless import LosslessSpeculator
 from specattn.plan import Plan
 from specattn.request import ActiveRequest
 from specattn.sampling import SamplingState
-from specattn.speculation import Batch, Speculator
+from specattn.speculation import Batch, Outcome, Speculator
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class TorchRounds:
         """Run the next round of these requests."""
         started = perf_counter()
         active = list(requests.values())
-        outcome = self._variants.of(plan).round(batch_of(active, self.speculator.target.device), plan.gamma)
+        outcome = self._run(batch_of(active, self.speculator.target.device), plan)
         rows, counts = outcome.tokens.tolist(), outcome.counts.tolist()
         tokens = [row[:count] for row, count in zip(rows, counts, strict=True)]
         landed = Landed(tokens, self._reads(active), perf_counter() - started)
@@ -100,6 +101,9 @@ class TorchRounds:
         """Set the caches' lengths."""
         self._variants.of(plan).commit(active.slot, active.length)
 
+    def _run(self, batch: Batch, plan: Plan) -> Outcome:
+        return self._variants.of(plan).round(batch, plan.gamma)
+
     def _reads(self, requests: Sequence[ActiveRequest]) -> list[list[float]]:
         slots = [active.slot for active in requests]
         target, draft = self.speculator.target, self.speculator.draft
@@ -107,6 +111,21 @@ class TorchRounds:
         columns.append(torch.zeros_like(columns[0]) if draft is None else draft.meter.read[slots])
         figures: list[list[float]] = torch.stack(columns, 1).tolist()
         return figures
+
+
+class CycleRounds(TorchRounds):
+    """Rounds that are whole cycles of the lossless mode."""
+
+    def __init__(self, cycles: LosslessSpeculator) -> None:
+        super().__init__(cycles.sparse)
+        self._cycles = cycles
+
+    def commit(self, active: ActiveRequest, plan: Plan) -> None:
+        """Set the caches' lengths."""
+        self._cycles.commit(active.slot, active.length)
+
+    def _run(self, batch: Batch, plan: Plan) -> Outcome:
+        return self._cycles.round(batch, plan.gamma)
 
 
 def size_of(requests: Mapping[int, ActiveRequest]) -> Size:

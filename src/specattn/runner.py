@@ -55,12 +55,24 @@ class ModelRunner:
         self.prefill_meter = PrefillMeter(slots, model.device)
 
     def step(
-        self, slots: Sequence[int], starts: Sequence[int], rows: int, attend: Attend, *, metered: bool = True
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        rows: int | Sequence[int],
+        attend: Attend,
+        *,
+        metered: bool = True,
     ) -> Step:
-        """Describe a pass over ``rows`` new tokens of each of ``slots``, at text positions from ``starts`` on."""
+        """Describe a pass over ``rows`` new tokens of each of ``slots``, at text positions from ``starts`` on.
+
+        Where requests have different numbers of ``rows``, all get as many as the longest, and repeat their last one.
+        """
         slot_ids = torch.tensor(slots, device=self.device)
         first = torch.tensor(starts, device=self.device)
-        text_positions = first[:, None] + torch.arange(rows, device=self.device)
+        counts = [rows] if isinstance(rows, int) else rows
+        last = torch.tensor(counts, device=self.device)[:, None] - 1
+        offsets = torch.arange(max(counts), device=self.device)
+        text_positions = first[:, None] + torch.minimum(offsets, last)
         evicted = [self.cache.evicted(slot) for slot in slots]
         positions = text_positions - torch.tensor(evicted, device=self.device)[:, None]
         return Step(
@@ -73,6 +85,7 @@ class ModelRunner:
             pool_rows=self.cache.rows(slot_ids, positions),
             attend=attend,
             meter=self.meter if metered else None,
+            rows=None if isinstance(rows, int) else list(rows),
         )
 
     @torch.inference_mode()

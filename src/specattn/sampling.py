@@ -82,6 +82,12 @@ class SamplingState:
         """These requests, with what ``other`` tells the host."""
         return replace(self, sampled=other.sampled, max_top_k=other.max_top_k, uses_top_p=other.uses_top_p)
 
+    def of_requests(self, requests: Sequence[int]) -> SamplingState:
+        """Some of these requests, by their places; what the host is told may be more than they need."""
+        chosen = torch.tensor(requests, device=self.seed.device)
+        names = ("temperature", "top_k", "top_p", "seed")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
     def load(self, other: SamplingState) -> None:
         """Copy the parameters of ``other`` into the first places of these tensors."""
         for name in ("temperature", "top_k", "top_p", "seed"):
@@ -136,6 +142,7 @@ class Stream(enum.IntEnum):
     PILOT = 3
     RESIDUAL = 4
     TAIL = 5
+    RACE = 6
 
 
 def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:
@@ -151,10 +158,14 @@ def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:
     Returns:
         float32 ``[batch, ...]``.
     """
+    return _shift(_hash(seed, counter, stream), 40).float() * 2.0**-24
+
+
+def _hash(seed: Tensor, counter: Tensor, stream: int) -> Tensor:
+    """64 random bits for each of ``counter``, see :func:`uniform`."""
     start = _mix(seed + _signed((stream + 1) * GOLDEN))
     start = start.reshape(-1, *[1] * (counter.dim() - 1))
-    hashed = _mix(start + (counter + 1) * _signed(GOLDEN))
-    return _shift(hashed, 40).float() * 2.0**-24
+    return _mix(start + (counter + 1) * _signed(GOLDEN))
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -190,3 +201,27 @@ def sample(probs: Tensor, u: Tensor) -> Tensor:
     target = (u.double().unsqueeze(-1) * cumulative[..., -1:]).long()
     token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     return token.clamp(max=probs.shape[-1] - 1)
+
+
+def race(probs: Tensor, seed: Tensor, positions: Tensor) -> Tensor:
+    """One-hot rows at tokens drawn from ``probs``: draws that agree where their distributions do.
+
+    Each token v finishes at a random time, exponential with rate ``probs[v]``, and the first is drawn. The times are
+    those of rate 1 divided by ``probs``, and a function of (seed, position, token) alone: so two distributions at the
+    same position draw the same token with probability at least (1 - d) / (1 + d), where d is their total variation,
+    and neither draw knows of the other (Daliri et al., arXiv 2408.07978).
+
+    Args:
+        probs: ``[batch, rows, vocabulary]``, non-negative; need not be normalised.
+        seed: int64 ``[batch]``.
+        positions: int64 ``[batch, rows]``, below 2**31.
+    """
+    tokens = torch.arange(probs.shape[-1], device=probs.device)
+    rows = []
+    for request in range(probs.shape[0]):  # one at a time, for the times are float64
+        counter = positions[request, None, :, None] * 2**32 + tokens
+        bits = _shift(_hash(seed[request : request + 1], counter, Stream.RACE), 11)[0]
+        times = -((bits.double() + 0.5) * 2.0**-53).log()
+        first = (times / probs[request].double()).argmin(-1, keepdim=True)
+        rows.append(torch.zeros_like(probs[request]).scatter_(-1, first, 1))
+    return torch.stack(rows)

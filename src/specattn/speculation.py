@@ -21,6 +21,7 @@ from specattn.eviction import Eviction
 from specattn.gamma import LARGEST_GAMMA
 from specattn.mapping.artifact import Mapping
 from specattn.prefill.base import PrefillMethod
+from specattn.request import CycleAccount
 from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
@@ -49,6 +50,10 @@ class Batch:
     recent: Tensor
     rounds: Tensor
     sampling: SamplingState
+
+    def warp(self, logits: Tensor, row: int) -> Tensor:
+        """What the tokens of row ``row`` and those after it are drawn from, for ``logits`` ``[batch, rows, vocab]``."""
+        return warp(logits, self.sampling)
 
     def uniform(self, stream: Stream, draw: int | Tensor) -> Tensor:
         """Random numbers of this round: ``[batch]`` for one draw, ``[batch, n]`` for ``n`` of them."""
@@ -159,6 +164,10 @@ class Speculator:
         if self.draft is not None:
             self.draft.cache.set_length(slot, length - 1)
 
+    def account(self, slot: int) -> CycleAccount | None:
+        """What the cycles of the request in ``slot`` did, if its rounds are verified in cycles."""
+        return None
+
     def export(self, lengths: Sequence[int], gamma: int) -> DraftAttention | None:
         """Where the draft's scores of a round go, if the method wants them."""
         if Need.DRAFT not in self.method.needs or self.draft is None or gamma == 0:
@@ -214,7 +223,7 @@ class Speculator:
         for row in range(max(gamma, 1)):
             attend = ExportAttend(export, row, 1) if export is not None else DenseAttend()
             step = draft.step(batch.slots, starts, fed.shape[1], attend)
-            probs = warp(draft.forward(step, fed, 1)[..., : self.vocab_size], batch.sampling)
+            probs = batch.warp(draft.forward(step, fed, 1)[..., : self.vocab_size], row)
             fed = sample(probs, batch.uniform(Stream.DRAFT, row)[:, None])
             starts = [length + row + 1 for length in batch.lengths]
             tokens.append(fed)
@@ -230,4 +239,4 @@ class Speculator:
         attend = self.sparse_attend(batch.slots, batch.lengths, rows, export)
         step = self.target.step(batch.slots, batch.lengths, rows, attend)
         logits = self.target.forward(step, tokens, rows)
-        return warp(logits[..., : self.vocab_size], batch.sampling)
+        return batch.warp(logits[..., : self.vocab_size], 0)

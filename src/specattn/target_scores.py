@@ -173,5 +173,5 @@ class ScoreEverything:
 
 def _exact(step: Step, call: LayerCall, request: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     segments, _ = step.segments(call.layer, request, None)
-    start = step.starts[request]
-    return attention_probabilities(call.query[request], segments, start, 0, call.scaling), segments
+    query, start = call.query[request, : step.row_count(request)], step.starts[request]
+    return attention_probabilities(query, segments, start, 0, call.scaling), segments

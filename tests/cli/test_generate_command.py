@@ -222,6 +222,19 @@ def test_the_context_ends_the_generation_and_bounds_the_cache(generate, tiny: Si
     assert report["memory"]["kv_cache_bytes"] < 1.2 * limit * a_token
 
 
+def test_lossless_prints_the_dense_text_and_what_it_cost(generate, tiny: SimpleNamespace) -> None:
+    arguments = [PROMPT, "--method", "streaming", "-o", "budget=0.4", "--lossless", "--lossless-every", "5"]
+    result = generate(*arguments)
+    assert result.stdout == dense(tiny, PROMPT).text + "\n"
+    assert "dense passes" in result.stderr and "full KV reads a token" in " ".join(result.stderr.split())
+    report = document(generate(*arguments, "--json"))
+    figures = report["lossless"]
+    assert report["tokens"] == dense(tiny, PROMPT).tokens
+    assert figures["dense_reads_per_token"] == figures["dense_passes"] / (TOKENS - 1)
+    assert figures["acceptance_rate"] == figures["accepted"] / figures["proposed"]
+    assert len(report["accepted_per_round"]) == report["rounds"] >= figures["dense_passes"]
+
+
 # The prompt
 
 
@@ -378,6 +391,10 @@ def refused(result, *parts: str, code: int = 2) -> None:
         ("--gamma 0", ["gamma=0", "at least 1", "auto"]),
         ("--gamma -2", ["gamma=-2"]),
         ("--gamma some", ["gamma='some'"]),
+        ("--lossless --method dense", ["'dense'", "lossless already"]),
+        ("--lossless --method h2o", ["'h2o'", "drops tokens for good"]),
+        ("--lossless --lossless-every 0", ["lossless_every=0", "at least 1", "auto"]),
+        ("--lossless-every 8", ["lossless_every=8", "no effect"]),
         ("--temperature -1", ["temperature = -1"]),
         ("--top-p 1.5", ["top_p = 1.5", "(0, 1]"]),
         ("--mapping missing.safetensors", ["missing.safetensors", "specattn calibrate"]),

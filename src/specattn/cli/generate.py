@@ -23,12 +23,15 @@ from specattn.cli.options import (
     Fast,
     Gamma,
     Json,
+    Lossless,
+    LosslessEvery,
     MappingFile,
     MethodName,
     MethodOptions,
     PairName,
     Prefill,
     Target,
+    parse_every,
     parse_gamma,
 )
 from specattn.cli.output import console, print_json
@@ -77,6 +80,8 @@ def generate(
     options: MethodOptions = None,
     gamma: Gamma = "4",
     prefill: Prefill = "dense",
+    lossless: Lossless = False,
+    lossless_every: LosslessEvery = None,
     fast: Fast = None,
     fallback: Fallback = None,
     audit: AuditRate = 0.0,
@@ -94,10 +99,11 @@ def generate(
     The text goes to stdout as it comes, statistics to stderr. Ctrl-C keeps what there is.
     """
     asked = read_prompt(prompt, prompt_file)
-    draft_tokens = parse_gamma(gamma)
+    draft_tokens, every = parse_gamma(gamma), parse_every(lossless_every)
 
     from specattn.audit import check_audit
     from specattn.engine import Engine
+    from specattn.lossless import check_lossless
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
     from specattn.request import Request
@@ -106,6 +112,7 @@ def generate(
 
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
+    check_lossless(selection, lossless, every)
     reading = parse_prefill(prefill)
     check_audit(audit, selection)
     calibrated = load_mapping(mapping)
@@ -127,6 +134,8 @@ def generate(
             mapping=calibrated,
             gamma=draft_tokens,
             prefill=reading,
+            lossless=lossless,
+            lossless_every=every,
             fast=fast,
             fallback=fallback,
             audit=audit,
@@ -190,7 +199,8 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "audit")}
+    names = ("prefill", "prefill_computed", "prompt_tokens", "lossless", "audit")
+    later = {name: figures.pop(name) for name in names}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specattn.errors import UsageError
+from specattn.every import check_every
 from specattn.gamma import check_gamma
 
 if TYPE_CHECKING:
@@ -23,12 +24,29 @@ def parse_gamma(text: str) -> int | str:
     Raises:
         UsageError: if it is neither.
     """
-    try:
-        gamma: int | str = int(text)
-    except ValueError:
-        gamma = text
+    gamma = _number(text)
     check_gamma(gamma)
     return gamma
+
+
+def parse_every(text: str | None) -> int | str | None:
+    """A number of tokens, ``auto``, or nothing.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    if text is None:
+        return None
+    every = _number(text)
+    check_every(every)
+    return every
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def parse_methods(text: str) -> list[Method]:
@@ -153,6 +171,23 @@ Gamma = Annotated[
         "--gamma",
         metavar="K|auto",
         help="Draft tokens a round, or auto: as many as pay.",
+        rich_help_panel=METHOD,
+    ),
+]
+Lossless = Annotated[
+    bool,
+    typer.Option(
+        "--lossless",
+        help="Print what the dense target would choose: dense passes verify what sparse rounds accepted.",
+        rich_help_panel=METHOD,
+    ),
+]
+LosslessEvery = Annotated[
+    str | None,
+    typer.Option(
+        "--lossless-every",
+        metavar="N|auto",
+        help="Tokens a dense pass; by default auto: as many as pay.",
         rich_help_panel=METHOD,
     ),
 ]

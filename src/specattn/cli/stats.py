@@ -48,6 +48,14 @@ def _histogram(report: dict[str, Any]) -> Table:
     return table
 
 
+def _lossless(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['dense_passes']:,} dense passes accepted {figures['acceptance_rate']:.1%} of what sparse rounds had;"
+        f" {figures['dense_reads_per_token']:.3f} dense passes and {figures['kv_reads_per_token']:.2f} full KV reads"
+        " a token"
+    )
+
+
 def _path(path: dict[str, Any]) -> str:
     return path["name"] if path["reason"] is None else f"{path['name']}: {path['reason']}"
 
@@ -76,6 +84,7 @@ def _figures(report: dict[str, Any]) -> Table:
         " of the target's full reads",
         "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens"
         + (f", {report['acceptance_rate']:.1%} of the draft's accepted" if report["gamma"] else ""),
+        **({"lossless": _lossless(report["lossless"])} if report["lossless"] else {}),
         **({"audit": _audit(report["audit"])} if report["audit"] else {}),
         "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
         f" peak {human_bytes(memory['peak_bytes'])}",

@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "dense": "specattn.selection.dense:Dense",
     "specattn": "specattn.selection.specattn:SpecAttn",
     "specattn-paper": "specattn.selection.specattn:SpecAttnPaper",
+    "self": "specattn.selection.self:Self",
     "streaming": "specattn.selection.streaming:Streaming",
     "longformer": "specattn.selection.longformer:Longformer",
     "bigbird": "specattn.selection.bigbird:BigBird",
