@@ -41,7 +41,7 @@ def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant
     yield from _sized(64, 16, shared, dtype)
     yield from _sized(128, 32, shared, dtype)
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2])
-    yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2])
+    yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2], stack=16)
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS)
     yield from _sized(256, 64, shared, dtype, stack=16)
     yield from _sized(80, 128, shared, dtype, stack=64)
