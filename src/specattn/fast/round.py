@@ -67,7 +67,7 @@ class FastRound:
             if method.draft_p < 1:
                 assert memory is not None
                 sparse = SparseDraftSteps(
-                    draft, self.operations, memory, heads, p=method.draft_p, batch=batch, gamma=gamma
+                    draft, draft.decoder.operations, memory, heads, p=method.draft_p, batch=batch, gamma=gamma
                 )
                 self.drafting, self.scores = sparse, sparse.scores
             else:
