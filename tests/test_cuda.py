@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fast import GREEDY, Rounds, make
+from test_fast import CUT, GREEDY, SAMPLED, Rounds, make
+from test_fast_engine import figures, serve
 from tiny import tiny_mapping, tiny_pair, tiny_tokenizer
 
+from specattn.benchmarks.decode_gate import check_rounds
+from specattn.benchmarks.report import Report
+from specattn.benchmarks.shapes import SHAPES
+from specattn.benchmarks.timing import GraphTimer
 from specattn.dropin import sparse_attention
 from specattn.engine import Engine
 from specattn.evaluation.documents import Document
@@ -181,20 +186,53 @@ def test_calibration_gives_the_cpus_mapping():
     assert cuda.heads_kv.device.type == "cpu"
 
 
+def half_pair(model_type: str = "qwen2", dtype: torch.dtype = torch.float16) -> Pair:
+    """The kernels of the fast path take half precision only."""
+    pair = make(model_type, layers=4)
+    return Pair(pair.name, pair.target.to("cuda", dtype), pair.draft.to("cuda", dtype), pair.tokenizer)
+
+
+@pytest.mark.parametrize("shape", ["llama2", "llama31", "qwen25", "qwen3"])
+@pytest.mark.parametrize(
+    "method", ["specattn:dense_layers=1", "specattn:draft_p=0.9", "specattn-paper:aggregate=mean"]
+)
+def test_rounds_of_kernels_against_modules(shape, method):
+    """Dense and sparse rounds in bfloat16: logits by their error, tokens by how far they fall short."""
+    report = Report()
+    check_rounds(report, shape, SHAPES[shape], parse_method(method), GraphTimer(), torch.device("cuda"))
+    assert report.checks and report.failures == []
+
+
+def launch_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graphs from here on, the same kernels."""
+    monkeypatch.setattr("specattn.fast.graph.CapturedRound", lambda run, memory: run)
+
+
 @pytest.mark.parametrize("gamma", [1, 4])
-@pytest.mark.parametrize("batch", [1, 3, 4])
-@pytest.mark.parametrize("method", ["dense", "specattn:p=0.9:window=200"])
-def test_captured_rounds_give_the_other_paths_tokens(method, batch, gamma):
-    """In float32, and with a window over everything, so that scores in half precision change no list."""
-    pair = make("qwen2", layers=4)
-    slow, fast = (Rounds(pair, method, fast=fast).run([GREEDY] * batch, 8, gamma) for fast in (False, True))
-    assert fast[0] == slow[0]
-    assert fast[1] == pytest.approx(slow[1], rel=1e-6)
+@pytest.mark.parametrize("params", [[GREEDY], [SAMPLED, GREEDY, CUT], [GREEDY] * 4])
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6", "specattn:p=0.4:tail=0.1:seed=3"])
+def test_captured_rounds_give_the_tokens_of_uncaptured_ones(method, params, gamma, monkeypatch):
+    pair = half_pair()
+    captured = Rounds(pair, method, fast=True).run(params, 8, gamma)
+    launch_one_by_one(monkeypatch)
+    assert Rounds(pair, method, fast=True).run(params, 8, gamma) == captured
 
 
-def half_pair() -> Pair:
-    pair = make("qwen2", layers=4)
-    return Pair(pair.name, pair.target.half(), pair.draft.half(), pair.tokenizer)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("method", ["specattn:p=0.6", "specattn:p=0.6:draft_p=0.8"])
+def test_requests_come_and_go_in_captured_rounds(method, sampling, model_type, dtype, monkeypatch):
+    """More requests than slots, so that batches shrink and grow and are padded."""
+    counts = [9, 25, 1, 14, 30]
+    requests = [
+        Request(PROMPTS[number % 3], count, sampling, ignore_eos=True) for number, count in enumerate(counts)
+    ]
+    pair, options = half_pair(model_type, dtype), {"fast": True, "fallback": False, "max_batch": 3}
+    captured = serve(pair, requests, method, **options)
+    assert [len(result.tokens) for result in captured] == counts
+    launch_one_by_one(monkeypatch)
+    assert figures(serve(pair, requests, method, **options)) == figures(captured)
 
 
 @pytest.mark.parametrize("method", ["dense", "specattn:p=0.9:window=200"])

@@ -1,4 +1,7 @@
-"""The fast path against the path that it speeds up: the same tokens, the same account."""
+"""The fast path against the path that it speeds up: the same tokens, the same account.
+
+On the CPU and in float32, where both round alike; ``test_cuda.py`` has what a GPU is to show.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ from specattn.sampling import SamplingParams, SamplingState
 from specattn.selection.registry import parse_method
 from specattn.speculation import Batch, Speculator
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROMPTS = [list(range(3, 40)), list(range(90, 30, -1)), list(range(5, 25)), list(range(10, 80, 3))]
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, seed=5)
@@ -34,9 +36,9 @@ class Rounds:
         size = {"tokens": 400, "slots": 4, "max_length": 128}
         target = ModelRunner(pair.target, **size)
         draft = None if pair.draft is None else ModelRunner(pair.draft, **size)
-        mapping = tiny_mapping(pair).to(DEVICE) if method.startswith("specattn") else None
+        mapping = tiny_mapping(pair).to(pair.device) if method.startswith("specattn") else None
         slow = Speculator(target, draft, parse_method(method), mapping, pair.vocab_size)
-        assert DEVICE == "cuda" or not fast or unsupported(slow.method, pair.models) is None
+        assert not fast or unsupported(slow.method, pair.models) is None
         self.speculator = FastSpeculator(slow, operations) if fast else slow
 
     def run(
@@ -48,7 +50,8 @@ class Rounds:
         for runner in runners:
             assert [runner.cache.allocate(100) for _ in params] == slots
         tokens = [list(prompt) for prompt in PROMPTS[: len(params)]]
-        sampling = SamplingState.of(params, DEVICE)
+        device = self.pair.device
+        sampling = SamplingState.of(params, device)
         with attached(*self.pair.models), torch.inference_mode():
             for slot, text in zip(slots, tokens, strict=True):
                 for runner in runners:
@@ -56,8 +59,8 @@ class Rounds:
                 self.speculator.commit(slot, len(text) - 1)
             for number in range(rounds):
                 lengths = [len(text) - 1 for text in tokens]
-                recent = torch.tensor([text[-2:] for text in tokens], device=DEVICE)
-                counter = torch.full((len(tokens),), number + 1, device=DEVICE)
+                recent = torch.tensor([text[-2:] for text in tokens], device=device)
+                counter = torch.full((len(tokens),), number + 1, device=device)
                 outcome = self.speculator.round(Batch(slots, lengths, recent, counter, sampling), gamma)
                 found = zip(slots, tokens, outcome.tokens.tolist(), outcome.counts.tolist(), strict=True)
                 for slot, text, new, count in found:
@@ -74,7 +77,7 @@ def make(model_type: str, **options) -> Pair:
         torch.manual_seed(3)
         for parameter in draft.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    return Pair(pair.name, pair.target.to(DEVICE), draft.to(DEVICE), pair.tokenizer)
+    return Pair(pair.name, pair.target, draft, pair.tokenizer)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
@@ -104,13 +107,12 @@ def test_sampled_rounds(params, method):
     assert fast[0] == slow[0]
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="the stand-in and references are for the CPU")
 @pytest.mark.parametrize("method", ["dense", "specattn:p=0.6"])
 def test_rounds_with_flashinfer(method, monkeypatch):
     plans = fake_flashinfer.install(monkeypatch).plans
     monkeypatch.setattr("specattn.kernels.flashinfer_attention.WORKSPACE_BYTES", 16)
     pair = make("qwen2", layers=4)
-    operations = with_flashinfer(references(), torch.device(DEVICE))
+    operations = with_flashinfer(references(), pair.device)
     assert references().captured and not operations.captured
     found = Rounds(pair, method, fast=True, operations=operations).run([GREEDY] * 3, 4, 3)
     assert found == Rounds(pair, method, fast=True).run([GREEDY] * 3, 4, 3)

@@ -24,7 +24,8 @@ class HostTimer:
     def once(self, run: Callable[[], Any]) -> tuple[Any, float]:
         return run(), TIMES[mode(run)]
 
-    def median_ms(self, run: Callable[[], Any]) -> float:
+    def median_ms(self, run: Callable[[], Any], reset: Callable[[], Any]) -> float:
+        reset()
         run()
         if run.__name__ == "propose":
             return DRAFT[mode(run)]

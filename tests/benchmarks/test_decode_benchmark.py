@@ -16,7 +16,7 @@ from specattn import generate
 from specattn.benchmarks import decode, rounds
 from specattn.benchmarks.continuation import continue_texts, read_texts
 from specattn.benchmarks.rounds import Plan, context_label, expected_tokens
-from specattn.benchmarks.setting import FastPair, Setting
+from specattn.benchmarks.setting import FastPair, Setting, Steady
 from specattn.benchmarks.shapes import SHAPES, PairShape, Shape
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
@@ -67,6 +67,33 @@ def test_rows_of_random_weights(tiny: None) -> None:
     # Two of four layers read everything.
     assert sparse["kv_read_fraction"] == pytest.approx((1 + 0.25) / 2, abs=1e-3)
     assert dense["kv_read_fraction"] == dense["density"] == 1
+
+
+def test_a_sparse_draft(tiny: None) -> None:
+    """It reads the same share of the context in each step, and each key once."""
+    dense, sparse = run(replace(PLAN, method=replace(METHOD, draft_p=0.9), contexts=[1024])).rows[-2:]
+    assert sparse["density"] == pytest.approx(0.25, abs=1e-3)
+    token = 2 * 1 * 2 * 16 * 2
+    whole, keys = 3 * (3 * 1024 + 1 + 2 + 3) * token, 3 * (1024 + 3) * token / 2
+    lists = 3 * 3 * round(0.25 * (1024 + 3)) * token
+    target = 3 * (1024 + 4) * 4 * 2 * 2 * 16 * 2
+    saved = target * (1 - sparse["kv_read_fraction"]) + whole - keys - lists
+    assert sparse["bytes"] == pytest.approx(dense["bytes"] - saved)
+
+
+def test_resetting_undoes_what_rounds_changed(tiny: None) -> None:
+    pair = decode.random_pair("tiny", TINY, replace(PLAN, method=replace(METHOD, draft_p=0.9)), CPU)
+    setting = Setting(pair, 2, 128, 3, 4)
+    setting.fill()
+    round = setting.round("sparse")
+    steady = Steady(round)
+    with torch.inference_mode():
+        first = round.run()[:, :5].clone()
+        table = round.requests.table.clone()
+        steady.reset()
+        assert not torch.equal(round.requests.table, table)
+        assert torch.equal(round.run()[:, :5], first)
+        assert torch.equal(round.requests.table, table)
 
 
 def test_parts_of_a_round(tiny: None) -> None:

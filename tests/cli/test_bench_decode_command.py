@@ -56,7 +56,7 @@ def test_the_document_and_what_people_see(bench: SimpleNamespace, tmp_path: Path
 def test_what_is_asked_for(bench: SimpleNamespace) -> None:
     bench.report.check("rounds", 0.0, 1e-2)
     options = "--shape llama2 --shape qwen3 --context 8192 --context 2048 --batch 4 --gamma 6 --density 0.2"
-    more = "--acceptance 0.8 --repeats 9 --resident 2 -o p=0.9"
+    more = "--acceptance 0.8 --repeats 9 --resident 2 --method specattn:p=0.9:map=global"
     result = run("bench", "decode", *options.split(), *more.split())
     assert result.exit_code == 0, result.stderr
     names, plan, timer, bandwidth, device = bench.asked
@@ -106,6 +106,7 @@ def test_without_a_gpu() -> None:
         ("--method quest", "method 'quest' has no fast path yet"),
         ("--method dense", "method 'dense' selects nothing"),
         ("-o aggregate=union", "aggregate=mean only"),
+        ("--method specattn:tail=0.1", "leave tail out"),
         ("--pair qwen2.5-coder", "give one with --text FILE"),
         ("--pair qwen2.5-coder --shape llama2 --text book.txt", "leave it out"),
         ("--text book.txt", "name a pair"),

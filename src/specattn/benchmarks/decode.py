@@ -38,7 +38,7 @@ def run_shapes(
     """
     report = Report()
     for name in names:
-        check_rounds(report, name, SHAPES[name], timer, device)
+        check_rounds(report, name, SHAPES[name], plan.method, timer, device)
     for name in names if not report.failures else ():
         try:
             pair = random_pair(name, SHAPES[name], plan, device)
@@ -63,7 +63,7 @@ def run_pair(
     check_fast(pair.models, plan.method)
     report = Report()
     shape = PairShape(Shape.of(pair.target.config), Shape.of(pair.draft.config))
-    check_rounds(report, REAL, shape, timer, pair.device, pair.dtype)
+    check_rounds(report, REAL, shape, plan.method, timer, pair.device, pair.dtype)
     if not report.failures:
         length = _positions(plan, timer.repeats + 1)
         fast = FastPair.of(REAL, pair.target, pair.draft, mapping.to(pair.device), plan.method, length)

@@ -39,13 +39,19 @@ def check_rounds(
     report: Report,
     name: str,
     shape: PairShape,
+    method: SpecAttn,
     timer: Timer,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Check dense and sparse rounds of a miniature of ``shape`` into ``report``."""
+    """Check dense and sparse rounds of a miniature of ``shape`` into ``report``.
+
+    Args:
+        method: of the sparse rounds, all but its ``p``: that is :data:`P`, so that something is left out. A sparse
+            draft's are first rounds, whose lists are whole, since the other path's draft reads everything.
+    """
     torch.manual_seed(0)
-    setting = _setting(shape, device, dtype)
+    setting = _setting(shape, replace(method, p=P), device, dtype)
     tokens = _read(setting)
     for mode in ("dense", "sparse"):
         found = _fast(setting, mode, tokens, timer)
@@ -79,13 +85,13 @@ class _Found:
     replayed: Tensor
 
 
-def _setting(shape: PairShape, device: torch.device, dtype: torch.dtype) -> Setting:
+def _setting(shape: PairShape, method: SpecAttn, device: torch.device, dtype: torch.dtype) -> Setting:
     small = PairShape(shape.target.miniature(LAYERS[0]), shape.draft.miniature(LAYERS[1]))
     small = replace(small, draft=replace(small.draft, hidden=128))
     target, draft = (random_model(model, device, dtype) for model in (small.target, small.draft))
     mapping = random_mapping(small, HEADS, device)
     length = max(LENGTHS) + GAMMA + 1
-    pair = FastPair.of("miniature", target, draft, mapping, SpecAttn(p=P, map="global"), length + 16)
+    pair = FastPair.of("miniature", target, draft, mapping, method, length + 16)
     return Setting(pair, len(LENGTHS), max(LENGTHS), GAMMA, GAMMA + 1)
 
 
@@ -111,8 +117,11 @@ def _fast(setting: Setting, mode: str, texts: list[list[int]], timer: Timer) -> 
     proposal = round.propose(inputs)
     assert proposal is not None
     logits = round.target_logits(inputs, torch.cat([inputs.recent[:, 1:], proposal.tokens], 1)).clone()
-    report = steady.run()
-    replayed = timer.capture(steady.run)().clone()
+    steady.reset()
+    report = round.run()
+    replay = timer.capture(round.run)
+    steady.reset()
+    replayed = replay()
     rows = GAMMA + 1
     return _Found(proposal.tokens, logits, report[:, :rows], report[:, rows], replayed[:, :rows])
 
@@ -133,7 +142,7 @@ def _slow(setting: Setting, mode: str, texts: list[list[int]], proposed: Tensor)
             drafted.append(draft.forward(step, fed, 1))
             fed, starts = proposed[:, row : row + 1], [length + row + 1 for length in lengths]
         rows = torch.cat([recent[:, 1:], proposed], 1)
-        sparse = slow.sparse_attend(slots, lengths, GAMMA + 1, export)
-        step = target.step(slots, lengths, GAMMA + 1, sparse)
+        verify = slow.sparse_attend(slots, lengths, GAMMA + 1, export)
+        step = target.step(slots, lengths, GAMMA + 1, verify)
         logits = target.forward(step, rows, GAMMA + 1)
     return logits, torch.cat(drafted, 1)

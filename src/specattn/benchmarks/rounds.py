@@ -21,6 +21,7 @@ from specattn.benchmarks.timing import Timer
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
 from specattn.fast.round import FastRound
+from specattn.fast.sparse_draft import SINK, WINDOW
 from specattn.gamma import check_gamma
 from specattn.selection.specattn import SpecAttn
 
@@ -56,9 +57,13 @@ class Plan:
         """
         check_gamma(self.gamma)
         check_density(self.density, self.method.p)
+        if self.method.draft_p < 1:
+            check_density(self.density, self.method.draft_p)
         if not 0 <= self.acceptance <= 1:
             raise UsageError(f"acceptance {self.acceptance:g} must lie between 0 and 1")
         least = self.method.sink + self.method.window + self.gamma + 2
+        if self.method.draft_p < 1:
+            least = max(least, SINK + WINDOW + 2 * (self.gamma + 1))
         for context in self.contexts:
             if context < least:
                 raise UsageError(
@@ -134,11 +139,11 @@ class Rounds:
         """What one round takes, reads and yields; ``found`` is what the continuation of texts was like."""
         before = setting.reads()
         steady = Steady(round)
-        steady.run()
+        round.run()
         read, full, draft_read = (after - b for after, b in zip(setting.reads(), before, strict=True))
         gamma = round.gamma
         tokens = found.tokens_a_round if found else expected_tokens(gamma, self.plan.acceptance)
-        ms = found.ms if found else self.timer.median_ms(steady.run)
+        ms = found.ms if found else self.timer.median_ms(round.run, steady.reset)
         row: dict[str, Any] = {
             "shape": self.pair.name,
             "weights": "trained" if found else "random",
@@ -165,13 +170,13 @@ class Rounds:
         """Milliseconds of what a round begins with, by itself."""
         parts = {}
         if steady.round.gamma:
-            parts["draft_ms"] = self.timer.median_ms(steady.propose)
+            parts["draft_ms"] = self.timer.median_ms(steady.propose, steady.reset)
         if steady.round.selector is not None:
-            parts["selection_ms"] = self.timer.median_ms(steady.select)
+            parts["selection_ms"] = self.timer.median_ms(steady.select, steady.reset)
         if steady.drafts_sparsely:
             steady.propose()
-            scoring = self.timer.median_ms(steady.score)
-            parts["scoring_ms"] = scoring + self.timer.median_ms(steady.list)
+            scoring = self.timer.median_ms(steady.score, steady.reset)
+            parts["scoring_ms"] = scoring + self.timer.median_ms(steady.list, steady.reset)
         return parts
 
 
@@ -194,7 +199,7 @@ def _add_shares(rows: dict[str, dict[str, Any]], bandwidth: float) -> None:
     for row in rows.values():
         row["copy_bandwidth_fraction"] = row["bytes"] / (row["ms"] * 1e-3) / bandwidth
     sparse, dense = rows["sparse"], rows["dense"]
-    exporting = sparse.get("scoring_ms", sparse["draft_ms"] - dense["draft_ms"])
+    exporting = sparse.get("scoring_ms", max(sparse["draft_ms"] - dense["draft_ms"], 0.0))
     sparse["selection_share"] = (exporting + sparse["selection_ms"]) / sparse["ms"]
     for row in (dense, sparse):
         row["verification_ms"] = row["ms"] - row["draft_ms"] - row.get("selection_ms", 0.0)

@@ -35,13 +35,20 @@ def check_fast(models: Sequence[PreTrainedModel], method: Method) -> SpecAttn:
     Raises:
         UsageError: saying why they cannot.
     """
-    reason = unsupported(method, models)
-    if reason is None and not isinstance(method, SpecAttn):
-        reason = f"method {method.name!r} selects nothing that could be faster"
+    reason = unsupported(method, models) or _untimed(method)
     if reason is not None:
         raise UsageError(f"rounds of these models cannot be timed: {reason}")
     assert isinstance(method, SpecAttn)
     return method
+
+
+def _untimed(method: Method) -> str | None:
+    """Why rounds with a method that has a fast path are not timed; ``None`` if they are."""
+    if not isinstance(method, SpecAttn):
+        return f"method {method.name!r} selects nothing that could be faster"
+    if method.tail:
+        return "rounding decides what a tail samples, so that such rounds cannot be checked; leave tail out"
+    return None
 
 
 @dataclass(frozen=True)
@@ -132,23 +139,26 @@ class Setting:
         Args:
             density: the share of the context that sparse layers are to read; what the method finds if ``None``.
         """
-        target, draft, method = self.target, self.draft, self.pair.method
-        if density is not None and mode == "sparse":
-            target, draft = self._imposed(density)
+        target, draft, pair = self.target, self.draft, self.pair
         cache, device = target.runner.cache, target.runner.device
         length = cache.block_table.shape[1] * cache.page_size
-        sparse = mode == "sparse" and method.draft_p < 1
+        memory = None
+        if mode == "sparse":
+            if pair.method.draft_p < 1:
+                memory = DraftMemory(draft, length)
+            if density is not None:
+                target, draft = self._imposed_target(density), self._imposed_draft(density)
         round = FastRound(
             target,
             None if mode == "plain" else draft,
-            method if mode == "sparse" else Dense(),
-            self.pair.mapping,
+            pair.method if mode == "sparse" else Dense(),
+            pair.mapping,
             Requests(cache.spare_slot, device, [runner.meter for runner in self.runners]),
             batch=self.batch,
             gamma=0 if mode == "plain" else self.gamma,
             sampling=SamplingState.of([SamplingParams()] * self.batch, device),
             length=length,
-            memory=DraftMemory(draft, length) if sparse else None,
+            memory=memory,
         )
         round.slots.copy_(torch.arange(self.batch))
         self.place(round, [(self.context, 7 + slot, 11 + slot) for slot in range(self.batch)])
@@ -159,19 +169,23 @@ class Setting:
         rows = [[length, 0, previous, pending] for length, previous, pending in starts]
         round.requests.table[: self.batch].copy_(torch.tensor(rows))
 
-    def _imposed(self, density: float) -> tuple[FastModel, FastModel]:
-        """Target and draft with a nucleus that keeps this share of the context."""
-        method, rows = self.pair.method, self.gamma + 1
-        target = self._with_nucleus(self.target, rows, density, method.p, method.sink, method.window + rows)
-        if method.draft_p == 1:
-            return target, self.draft
-        lists = method.draft_p, SINK, newest(self.gamma)
-        return target, self._with_nucleus(self.draft, self.gamma, density, *lists)
+    def _imposed_target(self, density: float) -> FastModel:
+        """The target with a nucleus that keeps this share of the context."""
+        rows, method = self.gamma + 1, self.pair.method
+        return self._imposed(self.target, density, rows, method.p, method.sink, method.window + rows)
 
-    def _with_nucleus(
-        self, model: FastModel, rows: int, density: float, p: float, sink: int, recent: int
+    def _imposed_draft(self, density: float) -> FastModel:
+        """The same of a draft that reads a nucleus of its own; one that reads everything has none."""
+        method = self.pair.method
+        if method.draft_p == 1:
+            return self.draft
+        return self._imposed(self.draft, density, self.gamma, method.draft_p, SINK, newest(self.gamma))
+
+    def _imposed(
+        self, model: FastModel, density: float, rows: int, p: float, sink: int, recent: int
     ) -> FastModel:
-        cache, decoder = model.runner.cache, copy.copy(model.decoder)
+        cache = model.runner.cache
+        decoder = copy.copy(model.decoder)
         nucleus = imposed_nucleus(
             decoder.operations.nucleus_lists,
             lists=(self.batch, cache.geometry.layers * cache.geometry.kv_heads),
@@ -194,17 +208,19 @@ class Setting:
 
 
 class Steady:
-    """A round and its parts, again and again from where the requests stand now."""
+    """A round and its parts, again and again from where the requests, and what their draft remembers, stand now."""
 
     def __init__(self, round: FastRound) -> None:
         self.round = round
-        self._start = round.requests.table.clone()
+        self._changing = [round.requests.table]
+        if isinstance(round.drafting, SparseDraftSteps):
+            self._changing.append(round.drafting.memory.scores)
+        self._start = [tensor.clone() for tensor in self._changing]
 
-    def run(self) -> Tensor:
-        """The round; returns its report."""
-        report = self.round.run()
-        self.round.requests.table.copy_(self._start)
-        return report
+    def reset(self) -> None:
+        """Undo what rounds have changed."""
+        for tensor, start in zip(self._changing, self._start, strict=True):
+            tensor.copy_(start)
 
     def propose(self) -> object:
         """The draft's steps."""

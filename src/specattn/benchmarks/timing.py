@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Protocol, TypeVar
 
@@ -63,8 +62,8 @@ class Timer(Protocol):
         """What a captured ``run`` returns, and its milliseconds on the device."""
         ...
 
-    def median_ms(self, run: Callable[[], object]) -> float:
-        """Milliseconds of ``run`` among others of its kind, back to back; captures it first."""
+    def median_ms(self, run: Callable[[], object], reset: Launch) -> float:
+        """Milliseconds of ``run`` among others of its kind; captures it first. ``reset`` precedes each, untimed."""
         ...
 
 
@@ -85,17 +84,18 @@ class GraphTimer:
         end.synchronize()
         return result, start.elapsed_time(end)
 
-    def median_ms(self, run: Callable[[], object]) -> float:
+    def median_ms(self, run: Callable[[], object], reset: Launch) -> float:
         replay = self.capture(run)
-        for _ in range(WARM_UPS):
+        timings = []
+        for _ in range(WARM_UPS + self.repeats):
+            reset()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+            start.record()
             replay()
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(self.repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
-            replay()
-            event.record()
+            end.record()
+            timings.append((start, end))
         torch.cuda.synchronize()
-        return median(start.elapsed_time(end) for start, end in pairwise(events))
+        return median(start.elapsed_time(end) for start, end in timings[WARM_UPS:])
 
 
 def sequence_us(launches: Sequence[Launch]) -> float:

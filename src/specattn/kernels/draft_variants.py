@@ -89,11 +89,11 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
     for rows, query_heads, kv_heads, head_dim in SHAPES:
         group = query_heads // kv_heads
         tile_rows, tile_group = round_blocks(rows, group)
-        sizes = {"ROWS": rows, "GROUP": group, "D": head_dim, "PAGE": 16, "TILES": TILES}
-        sizes |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
+        tiles: dict[str, Any] = {"ROWS": rows, "GROUP": group, "D": head_dim, "PAGE": 16, "TILES": TILES}
+        tiles |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
         types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
         warps = round_warps(tile_rows * tile_group)
-        yield _variant(round_scores_kernel, dtype, sizes, types, warps=warps)
+        yield _variant(round_scores_kernel, dtype, tiles, types, warps=warps)
     for heads, tokens, targets in ((64, 128, 64), (512, 16, 16), (16, 128, 16)):
         sizes = {"ROWS": 4, "BLOCK_H": heads, "BLOCK_T": targets, "BLOCK_L": tokens, "PRECISION": "tf32"}
         yield _variant(head_mixture_kernel, dtype, sizes, {"out": "*fp32"}, warps=8, stages=1)
