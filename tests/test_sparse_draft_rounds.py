@@ -67,3 +67,20 @@ def test_rounds_of_another_kind_in_between():
 def test_the_share_is_checked():
     with pytest.raises(UsageError, match="draft_p=0"):
         parse_method("specattn:draft_p=0")
+
+
+@pytest.fixture
+def poisoned_memory():
+    """What is allocated and not written is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_read_before_it_is_written(poisoned_memory):
+    pair, requests = make("qwen2", layers=4), ask(RAGGED, 25)
+    dense, sparse = (
+        serve(pair, requests, f"specattn:p=0.6:draft_p={p}", fast=True, max_batch=3) for p in (1, 0.9999999)
+    )
+    assert [result.tokens for result in sparse] == [result.tokens for result in dense]

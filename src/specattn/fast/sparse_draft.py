@@ -128,7 +128,8 @@ class SparseDraftSteps:
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
         """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
         cache, positions = self.model.runner.cache, steps(starts, fed.shape[1])
-        lists = self._of_layers()
+        # The last entries are the round's own tokens: those of later steps have no keys and values yet.
+        lists = self._of_layers(without=self.gamma - 1 - row)
 
         def attend(layer: int, query: Tensor) -> Tensor:
             lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
@@ -172,11 +173,12 @@ class SparseDraftSteps:
 
     def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
         """Account for what a round of ``steps`` reads: its lists in each step, and each key once."""
-        meter, lists = self.model.runner.meter, self._of_layers()
+        meter = self.model.runner.meter
         for row in range(steps):
-            meter.add_round(slots, lengths + 1 + row, 0, lists)
+            meter.add_round(slots, lengths + 1 + row, 0, self._of_layers(without=steps - 1 - row))
         meter.add_keys(slots, lengths + steps)
 
-    def _of_layers(self) -> Selection:
-        shape = (self.model.runner.geometry.layers, -1)
-        return Selection(self._lists.indices.unflatten(1, shape), self._lists.counts.unflatten(1, shape))
+    def _of_layers(self, without: int) -> Selection:
+        """The lists ``[batch, layers, kv_heads, length]`` but for their last entries."""
+        shape, counts = (self.model.runner.geometry.layers, -1), self._lists.counts - without
+        return Selection(self._lists.indices.unflatten(1, shape), counts.unflatten(1, shape))
