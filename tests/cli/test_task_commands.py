@@ -41,6 +41,20 @@ def test_passkey_reports_every_method(ask, tmp_path: Path) -> None:
     assert config["engine"] == {"gamma": 3, "prefill": "dense"}
 
 
+def test_lossless_answers_are_those_of_the_dense_target(ask, tmp_path: Path) -> None:
+    ask("passkey", *PASSKEY, methods="dense,streaming:budget=0.3", folder="plain")
+    report = document(
+        ask("passkey", *PASSKEY, "--lossless", "--json", methods="streaming:budget=0.3", folder="lossless")
+    )
+    assert report["config"]["engine"]["lossless"] is True
+    dense, sparse, lossless = (
+        [json.loads(line)["output"] for line in next(tmp_path.glob(pattern)).open()]
+        for pattern in ("plain/samples-dense*", "plain/samples-streaming*", "lossless/samples-*")
+    )
+    assert sorted(lossless) == sorted(dense) != sorted(sparse)
+    assert report["methods"]["streaming:budget=0.3"]["kv_read_fraction"] < 1
+
+
 def test_the_same_command_goes_on_and_another_is_refused(ask) -> None:
     first = document(ask("passkey", *PASSKEY, "--json"))
     assert document(ask("passkey", *PASSKEY, "--json")) == first
@@ -158,6 +172,7 @@ def test_gsm8k_takes_the_first_problems(ask, tmp_path: Path) -> None:
         ("passkey", ["--length", 100], "use a longer --length"),
         ("passkey", [*PASSKEY, "--chat"], "has no chat template"),
         ("passkey", [*PASSKEY, "--gamma", "many"], "gamma"),
+        ("passkey", [*PASSKEY, "--lossless"], "lossless with method 'dense'"),
         ("passkey", [*PASSKEY, "--prefill", "sprage"], "unknown prefill method"),
         ("needle", ["--text", "missing.txt"], "cannot read missing.txt"),
         ("ruler", ["--task", "niah"], "RULER has no task 'niah'"),

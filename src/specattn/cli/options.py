@@ -178,7 +178,7 @@ Lossless = Annotated[
     bool,
     typer.Option(
         "--lossless",
-        help="Print what the dense target would choose: dense passes verify what sparse rounds accepted.",
+        help="Give what the dense target would choose: dense passes verify what sparse rounds accepted.",
         rich_help_panel=METHOD,
     ),
 ]

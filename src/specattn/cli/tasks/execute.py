@@ -28,17 +28,21 @@ def execute(task: Task, options: RunOptions) -> RunFolder:
     from specattn.evaluation.tasks.questions import questions
     from specattn.evaluation.tasks.run_folder import RunFolder
     from specattn.evaluation.tasks.runner import configuration, run_task
+    from specattn.lossless import check_lossless
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
     from specattn.selection.eviction import check_prefill
 
     methods, prefill = parse_methods(options.methods), parse_prefill(options.prefill)
     engine: dict[str, Any] = {"gamma": parse_gamma(options.gamma), "prefill": prefill}
+    if options.lossless:
+        engine["lossless"] = True
     mapping = load_mapping(options.mapping)
     found = options.models.find()
     prefill.check(found.target.config)
     for method in methods:
         check_prefill(method, prefill)
+        check_lossless(method, options.lossless, None)
         resolve_mapping(found, method, mapping)
     asked = questions(found, task, chat=options.chat, limit=options.limit)
     config = configuration(found, task, asked, chat=options.chat, mapping=mapping, **engine)

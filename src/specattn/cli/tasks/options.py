@@ -19,6 +19,7 @@ from specattn.cli.options import (
     Dtype,
     Gamma,
     Json,
+    Lossless,
     MappingFile,
     MethodList,
     PairName,
@@ -92,6 +93,7 @@ class RunOptions:
     methods: MethodList = "specattn"
     gamma: Gamma = "4"
     prefill: Prefill = "dense"
+    lossless: Lossless = False
     mapping: MappingFile = None
     pair: PairName = None
     target: Target = None
