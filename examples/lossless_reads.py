@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         pair, [read_text(path) for path in asked.text], asked.prompts, asked.least, asked.most
     )
     common = {
+        "fallback": False,  # dense speculation is to speculate in every round
         "max_new_tokens": asked.max_new_tokens,
         "max_batch": asked.batch,
         "gamma": asked.gamma,

@@ -13,9 +13,11 @@ from specattn.acceptance import verify
 from specattn.engine import Engine
 from specattn.errors import UsageError
 from specattn.every import EveryPolicy
+from specattn.gamma import GAMMAS
 from specattn.generation import generate
 from specattn.lossless import LosslessSpeculator
 from specattn.pairs import Pair
+from specattn.plan import Plan
 from specattn.request import GenerationResult, Request
 from specattn.sampling import SamplingParams, race
 
@@ -116,6 +118,29 @@ def test_any_length_of_cycles_and_rounds(every, gamma):
     assert [result.tokens] == expected([PROMPT])
 
 
+def test_there_is_nothing_to_fall_back_to():
+    engine = Engine(related(), method=STREAMING, max_tokens=50, gamma="auto", lossless=True, fallback=True)
+    assert set(engine.policy.plans) == {Plan(gamma, sparse=True) for gamma in GAMMAS}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("gamma", [3, "auto"])
+def test_the_policy_learns_from_sparse_rounds_not_from_cycles(gamma, fast):
+    pair = related()
+    options = {
+        "method": "specattn:p=0.1:sink=0:window=0:dense_layers=0",
+        "lossless": True,
+        "lossless_every": 1,
+    }
+    with Engine(
+        pair, max_tokens=300, gamma=gamma, fast=fast, mapping=tiny_mapping(pair), **options
+    ) as engine:
+        engine.submit(Request(PROMPT * 5, max_new_tokens=40, ignore_eos=True))
+        *_, last = engine.stream()
+    assert engine.policy.chosen.total() == last.result.rounds
+    assert engine.policy.model.density < 0.2 < last.result.kv_read_fraction
+
+
 @pytest.mark.parametrize("method", [STREAMING, "self:p=0.9", "quest:budget=0.5:page=4", "oracle:p=0.7"])
 def test_without_a_draft_the_sparse_target_drafts(method):
     results = run(alone(related()), RAGGED, method, lossless_every=6)
@@ -202,9 +227,8 @@ def held(runner, layer: int, slot: int, length: int) -> list[torch.Tensor]:
     rows = cache.rows(torch.tensor([slot]), torch.arange(length)[None])[0]
     tensors = [cache.keys[layer][rows], cache.values[layer][rows]]
     for store in cache.stores.values():
-        whole = (
-            length // store.page * store.page
-        )  # a page that is not full yet is worked out anew before it is read
+        # A page that is not full yet is worked out anew before it is read.
+        whole = length // store.page * store.page
         tensors.append(store.bounds[layer][rows[: whole : store.page] // store.page])
     return tensors
 

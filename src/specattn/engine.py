@@ -68,7 +68,8 @@ class Engine:
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
-        lossless: verify what sparse rounds accepted by dense passes, see :mod:`specattn.lossless`.
+        lossless: verify what sparse rounds accepted by dense passes, see :mod:`specattn.lossless`; there is nothing to
+            fall back to then.
         lossless_every: after how many tokens, or ``auto``.
         fast: whether rounds run on the device alone (docs/architecture.md); ``None``: on a GPU, where they can.
         fallback: whether rounds in which the method does not pay read everything, or do without the draft; ``None``:
@@ -113,8 +114,9 @@ class Engine:
         mapping = mapping.to(pair.device) if mapping is not None else None
         self.path = choose_path(pair, self.method, fast, audited=audit > 0)
         if fallback is None:
-            fallback = self.path.fast and pair.device.type == "cuda" and not lossless
-        plans = candidates(self.method, gamma, drafting=pair.draft is not None, fallback=fallback)
+            fallback = self.path.fast and pair.device.type == "cuda"
+        drafting = pair.draft is not None
+        plans = candidates(self.method, gamma, drafting=drafting, fallback=fallback, lossless=lossless)
         self.policy = BreakEven(plans, ByteModel.of(pair))
         self._progress = progress
         every = EveryPolicy(AUTO if lossless_every is None else lossless_every)
@@ -134,7 +136,7 @@ class Engine:
         self.speculator: Speculator | LosslessSpeculator
         if lossless:
             self.speculator = LosslessSpeculator(
-                slow, every, pair.context_limit, self.policy.acceptance.observe, fast=self.path.fast
+                slow, every, pair.context_limit, self.policy, fast=self.path.fast
             )
             self._rounds: Rounds = CycleRounds(self.speculator)
         else:

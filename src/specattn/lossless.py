@@ -15,15 +15,18 @@ cache is trusted up to the token before the last, see :mod:`specattn.speculation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from specattn.attention import DenseAttend
+from specattn.breakeven import BreakEven, Size
 from specattn.errors import UsageError
 from specattn.every import EveryPolicy, check_every
+from specattn.plan import Plan
 from specattn.prefill.base import PrefillMethod
 from specattn.request import CycleAccount
 from specattn.runner import ModelRunner, Progress
@@ -80,24 +83,24 @@ class LosslessSpeculator:
 
     Args:
         sparse: runs the rounds; it owns the caches.
-        policy: how many tokens are run ahead.
+        every: how many tokens are run ahead.
         context_limit: tokens that the models can take; no row lies beyond.
-        observe: told of each sparse round how many draft tokens were accepted and proposed.
+        policy: learns from the sparse rounds, of which the engine sees nothing.
         fast: whether greedy rounds run on the device alone.
     """
 
     def __init__(
         self,
         sparse: Speculator,
-        policy: EveryPolicy,
+        every: EveryPolicy,
         context_limit: int,
-        observe: Callable[[int, int], None],
+        policy: BreakEven,
         *,
         fast: bool = False,
     ) -> None:
-        self.sparse, self.policy = sparse, policy
+        self.sparse = sparse
         self.target, self.draft = sparse.target, sparse.draft
-        self._limit, self._observe = context_limit, observe
+        self._every, self._limit, self._policy = every, context_limit, policy
         self._greedy = _fast(sparse) if fast else sparse
         self._accounts: dict[int, CycleAccount] = {}
         self._weights = [_weight_bytes(runner) for runner in (self.target, self.draft)]
@@ -128,9 +131,9 @@ class LosslessSpeculator:
         counts = [len(tokens) for tokens in ahead]
         for slot, proposed, stand in zip(batch.slots, counts, accepted.tolist(), strict=True):
             self._accounts[slot].add_pass(proposed, stand)
-            self.policy.observe(stand, proposed)
+            self._every.observe(stand, proposed)
         tokens = sum(counts) / len(counts)
-        self.policy.observe_cost((middle - start) / tokens, self._bytes_read() - middle)
+        self._every.observe_cost((middle - start) / tokens, self._bytes_read() - middle)
         return Outcome(chosen, torch.minimum(accepted + 1, torch.tensor(counts, device=accepted.device)))
 
     def commit(self, slot: int, length: int) -> None:
@@ -139,7 +142,7 @@ class LosslessSpeculator:
 
     def _run_ahead(self, batch: Batch, gamma: int) -> list[list[int]]:
         """Sparse rounds, until each request has its tokens or stands at the context's end: the tokens."""
-        every, recent = self.policy.choose(), batch.recent.tolist()
+        every, recent = self._every.choose(), batch.recent.tolist()
         ahead: list[list[int]] = [[] for _ in recent]
         while True:
             lengths = [length + len(tokens) for length, tokens in zip(batch.lengths, ahead, strict=True)]
@@ -158,16 +161,19 @@ class LosslessSpeculator:
     def _sparse_round(self, batch: Batch, gamma: int) -> list[list[int]]:
         """The tokens of one sparse round, which are in the caches afterwards."""
         gamma = min(gamma, self._limit - 1 - max(batch.lengths))
+        started, before = perf_counter(), self._reads(batch.slots)
         # The fast path draws as it does without this mode: other tokens than the dense pass would mostly choose.
         outcome = (self.sparse if batch.sampling.sampled else self._greedy).round(batch, gamma)
         self._weights_read += self._weights[0] + max(gamma, 1) * self._weights[1]
-        counts = outcome.counts.tolist()
-        for slot, length, count in zip(batch.slots, batch.lengths, counts, strict=True):
+        read, full = self._reads(batch.slots) - before
+        counts, shares = outcome.counts.tolist(), (read / full).tolist()
+        plan, size = Plan(gamma, sparse=True), Size(len(batch.slots), sum(batch.lengths))
+        self._policy.observe(plan, size, perf_counter() - started)
+        for slot, length, count, share in zip(batch.slots, batch.lengths, counts, shares, strict=True):
             self.sparse.commit(slot, length + count)
             self._accounts[slot].rounds.append(count - 1)
             self._accounts[slot].drafted += gamma
-            if gamma:
-                self._observe(count - 1, gamma)
+            self._policy.observe_request(plan, count - 1, share)
         return [row[:count] for row, count in zip(outcome.tokens.tolist(), counts, strict=True)]
 
     def _verify(self, batch: Batch, ahead: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -186,6 +192,11 @@ class LosslessSpeculator:
         chosen = racing.warp(logits[..., : self.sparse.vocab_size], 0).argmax(-1)
         agree = (chosen == proposed).long().cumprod(-1).sum(-1)
         return chosen, torch.minimum(agree, torch.tensor(counts, device=device))
+
+    def _reads(self, slots: Sequence[int]) -> Tensor:
+        """Bytes that the target read for these requests, and that it would have read in full, ``[2, batch]``."""
+        meter = self.target.meter
+        return torch.stack([meter.read, meter.full])[:, list(slots)]
 
     def _bytes_read(self) -> float:
         """Weights and KV-side state read so far; only differences mean something."""

@@ -33,19 +33,23 @@ class Plan:
         return f"{reading}, gamma {self.gamma}" if self.gamma else f"{reading}, no draft"
 
 
-def candidates(method: Method, gamma: int | str, *, drafting: bool, fallback: bool) -> Sequence[Plan]:
+def candidates(
+    method: Method, gamma: int | str, *, drafting: bool, fallback: bool, lossless: bool = False
+) -> Sequence[Plan]:
     """The plans that an engine may choose from; the first is what was asked for.
 
     Dense rounds, and rounds without a draft, are there as a fallback, since both give what the target itself would.
     With ``gamma`` ``auto`` rounds without a draft are there anyway, if the method does without it. A method that
-    remembers its rounds, such as one that evicts, has to run all of them.
+    remembers its rounds, such as one that evicts, has to run all of them. So does the lossless mode, whose cycles have
+    dense passes of their own and keep the draft's cache up.
 
     Args:
         drafting: whether there is a draft.
         fallback: whether rounds may read everything though the method is sparse.
+        lossless: whether dense passes verify the rounds.
     """
     sparse = not isinstance(method, Dense)
-    remembers = isinstance(method, Evicting) or Need.SCORES in method.needs
+    remembers = lossless or isinstance(method, Evicting) or Need.SCORES in method.needs
     lengths = [0] if not drafting else GAMMAS if gamma == AUTO else [int(gamma)]
     plans = [Plan(length, sparse) for length in lengths]
     if gamma == AUTO and not (remembers or Need.DRAFT in method.needs):

@@ -59,7 +59,8 @@ class SideStore(Protocol):
         summarises pages works the touched pages out anew from the pool.
 
         Args:
-            positions: ``[batch, n]``, ascending and without gaps; the last one ends what the request holds.
+            positions: ``[batch, n]``, ascending and without gaps; the last one ends what the request holds. Where
+                requests have fewer tokens than others, their last one is repeated.
         """
         ...
 
