@@ -29,6 +29,7 @@ COMMANDS = [
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
+    ["report"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

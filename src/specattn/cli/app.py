@@ -13,6 +13,7 @@ from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
+from specattn.cli.report import report
 from specattn.cli.tune import sparge
 from specattn.cli.tune_minference import minference
 
@@ -67,4 +68,5 @@ tuning.command(cls=Command)(sparge)
 tuning.command(cls=Command)(minference)
 app.add_typer(bench, name="bench")
 bench.command(cls=Command)(kernels)
+app.command(cls=Command)(report)
 app.command(cls=Command)(info)
