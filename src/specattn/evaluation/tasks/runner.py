@@ -1,0 +1,161 @@
+"""A task under several decode methods: the prompt is read, then every token is decoded with the method.
+
+The target reads a prompt densely, or by a prefill method; all tokens of the answer after the first, which comes with
+the prompt, are decoded with the method. Answers are greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specattn.engine import Engine
+from specattn.environment import environment
+from specattn.evaluation.tasks.base import Sample, Task
+from specattn.evaluation.tasks.questions import Question, Questions
+from specattn.evaluation.tasks.run_folder import Answer, RunFolder
+from specattn.evaluation.tasks.summary import summarise
+from specattn.mapping.artifact import Mapping
+from specattn.pairs import FoundPair, Pair
+from specattn.prefill.base import PrefillMethod
+from specattn.request import GenerationResult
+from specattn.selection.base import Method
+from specattn.selection.checks import check_at_least
+
+Progress = Callable[[str, int], None]
+"""Called with a method's text and how many of its answers are new."""
+
+
+def configuration(
+    pair: Pair | FoundPair,
+    task: Task,
+    questions: Questions,
+    *,
+    chat: bool = False,
+    mapping: Mapping | None = None,
+    **engine: Any,
+) -> dict[str, Any]:
+    """What the answers of a run depend on, apart from the method: all methods of a run have it in common.
+
+    Args:
+        engine: further options of the :class:`~specattn.engine.Engine`, such as ``prefill`` and ``gamma``.
+    """
+    return {
+        "task": task.name,
+        "metric": task.metric,
+        "options": task.options(),
+        "pair": pair.name,
+        "dtype": str(pair.dtype).removeprefix("torch."),
+        "mapping": None if mapping is None else asdict(mapping.metadata),
+        "chat": chat,
+        "samples": questions.digest,
+        "engine": {name: _text(value) for name, value in engine.items()},
+    }
+
+
+def run_task(
+    pair: Pair,
+    task: Task,
+    questions: Questions,
+    methods: Sequence[Method],
+    folder: RunFolder,
+    *,
+    mapping: Mapping | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+    **engine: Any,
+) -> dict[str, Any]:
+    """Ask all questions that have no answer in ``folder`` yet, with each method; then write the summary.
+
+    Args:
+        folder: opened with :func:`configuration`.
+        batch: questions that are answered at once.
+        engine: as for :func:`configuration`.
+
+    Returns:
+        The summary: ``config``, and ``methods``, the figures of each by its text.
+
+    Raises:
+        UsageError: as :class:`~specattn.engine.Engine` does.
+        CacheFullError: if a batch does not fit in memory.
+        SpecAttnError: if an answer cannot be written.
+    """
+    check_at_least(task.name, "batch", batch, 1)
+    folder.add_environment(environment(pair.device, pair.dtype))
+    report = progress or (lambda what, count: None)
+    try:
+        for method in methods:
+            _answer(pair, task, questions, method, folder, batch, report, mapping=mapping, **engine)
+    finally:
+        # After an interruption the summary speaks of what there is.
+        summary = summary_of(folder, task, questions, methods)
+        folder.write_summary(summary)
+    return summary
+
+
+def summary_of(
+    folder: RunFolder, task: Task, questions: Questions, methods: Sequence[Method]
+) -> dict[str, Any]:
+    """The figures of all methods in ``folder``: these, and those of an earlier summary."""
+    path = folder.path / "summary.json"
+    known = list(folder.summary()["methods"]) if path.exists() else []
+    figures = {}
+    for method in dict.fromkeys([*known, *(method.spec() for method in methods)]):
+        answers = folder.answers(method)
+        figures[method] = {
+            **summarise(answers.values(), questions.left_out),
+            "complete": len(answers) == len(questions.asked),
+        }
+    return {"task": task.name, "metric": task.metric, "methods": figures}
+
+
+def _answer(
+    pair: Pair,
+    task: Task,
+    questions: Questions,
+    method: Method,
+    folder: RunFolder,
+    batch: int,
+    report: Progress,
+    **engine: Any,
+) -> None:
+    """Ask what ``method`` has not answered yet."""
+    name = method.spec()
+    done = {id for id, answer in folder.answers(name).items() if answer.error is None}
+    report(name, len(done))
+    waiting = [question for question in questions.asked if question.sample.id not in done]
+    if not waiting:
+        return
+    rooms = sorted((question.room for question in waiting), reverse=True)
+    with Engine(pair, method=method, max_batch=batch, max_tokens=sum(rooms[:batch]), **engine) as server:
+        asked = {server.submit(question.request): question for question in waiting}
+        for update in server.stream():
+            if update.result is not None:
+                folder.append(name, _scored(task, asked[update.id], update.result))
+                report(name, 1)
+
+
+def _scored(task: Task, question: Question, result: GenerationResult) -> Answer:
+    sample: Sample = question.sample
+    return Answer(
+        id=sample.id,
+        group=sample.group,
+        output=result.text,
+        score=0.0 if result.error else task.score(sample, result.text),
+        references=list(sample.references),
+        prompt_tokens=result.prompt_tokens,
+        new_tokens=len(result.tokens),
+        finish_reason=result.finish_reason,
+        accepted_per_round=result.accepted_per_round,
+        kv_read_fraction=result.kv_read_fraction,
+        draft_read_fraction=result.draft_read_fraction,
+        prefill_computed=result.prefill_computed,
+        seconds=result.seconds,
+        metadata=dict(sample.metadata),
+        error=result.error,
+    )
+
+
+def _text(value: object) -> object:
+    return value.spec() if isinstance(value, Method | PrefillMethod) else value

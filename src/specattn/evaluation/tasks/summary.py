@@ -1,0 +1,62 @@
+"""The figures of a run, from its answers."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from specattn.evaluation.bootstrap import interval
+from specattn.evaluation.tasks.base import LeftOut
+from specattn.evaluation.tasks.run_folder import Answer
+
+
+def summarise(answers: Iterable[Answer], left_out: Iterable[LeftOut] = ()) -> dict[str, Any]:
+    """The figures of one method.
+
+    Returns:
+        ``samples``, the number of answers that count; ``left_out``, the reasons of the others with how many there are
+        of each; ``score``, the mean of the groups' means, with ``interval``, its 95 % bootstrap interval;
+        ``kv_read_fraction`` and ``draft_read_fraction``, means over the samples; ``accepted_per_round``, how many
+        rounds accepted 0, 1, 2, ... draft tokens, and ``accepted_mean``; ``tokens_per_second`` of a request while it is
+        decoded beside the others of its batch; ``groups``, the same figures for each group.
+    """
+    answers = list(answers)
+    reasons = [item.reason for item in left_out] + [f"failed: {a.error}" for a in answers if a.error]
+    good = [answer for answer in answers if answer.error is None]
+    groups: dict[str, list[Answer]] = defaultdict(list)
+    for answer in good:
+        groups[answer.group].append(answer)
+    return {
+        "samples": len(good),
+        "left_out": dict(Counter(reasons)),
+        **(_figures(list(groups.values())) if good else {}),
+        "groups": {
+            name: {"samples": len(group), **_figures([group])}
+            for name, group in sorted(groups.items())
+            if name
+        },
+    }
+
+
+def _figures(groups: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+    answers = [answer for group in groups for answer in group]
+    scores = [[answer.score for answer in group] for group in groups]
+    accepted = [count for answer in answers for count in answer.accepted_per_round]
+    histogram = Counter(accepted)
+    return {
+        "score": fmean(map(fmean, scores)),
+        "interval": interval(scores),
+        "kv_read_fraction": fmean(answer.kv_read_fraction for answer in answers),
+        "draft_read_fraction": fmean(answer.draft_read_fraction for answer in answers),
+        "accepted_per_round": [histogram[count] for count in range(max(accepted, default=-1) + 1)],
+        "accepted_mean": fmean(accepted) if accepted else 0.0,
+        "tokens_per_second": _rate(answers),
+    }
+
+
+def _rate(answers: Sequence[Answer]) -> float:
+    """Tokens after the first, which comes with the prompt, over the time that they took."""
+    seconds = sum(answer.seconds.get("decode", 0.0) for answer in answers)
+    return sum(max(0, answer.new_tokens - 1) for answer in answers) / seconds if seconds else 0.0
