@@ -14,6 +14,9 @@ from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
 from specattn.cli.report import report
+from specattn.cli.tasks.needle import needle
+from specattn.cli.tasks.passkey import passkey
+from specattn.cli.tasks.ruler import ruler
 from specattn.cli.tune import sparge
 from specattn.cli.tune_minference import minference
 
@@ -63,6 +66,8 @@ app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
+for task in (passkey, needle, ruler):
+    evaluation.command(cls=Command)(task)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)
 tuning.command(cls=Command)(minference)

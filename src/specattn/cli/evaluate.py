@@ -24,6 +24,7 @@ from specattn.cli.options import (
     Prefill,
     Target,
     Texts,
+    parse_methods,
 )
 from specattn.cli.output import check_plot, console, print_json
 from specattn.cli.progress import Bars
@@ -180,7 +181,7 @@ def _run(
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
 
-    chosen, reading = _methods(methods), parse_prefill(prefill)
+    chosen, reading = parse_methods(methods), parse_prefill(prefill)
     protocol.check()
     check_plot(plot)
     calibrated = load_mapping(mapping)
@@ -206,15 +207,6 @@ def _run(
         plot_frontier(results, plot)
     if failure is not None:
         raise failure
-
-
-def _methods(text: str) -> list[Method]:
-    from specattn.selection.registry import parse_method, split_methods
-
-    methods = [parse_method(name) for name in split_methods(text)]
-    if not methods:
-        raise UsageError("--methods names no method; give at least one, such as specattn:p=0.9")
-    return methods
 
 
 def _evaluate(

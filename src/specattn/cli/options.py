@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specattn.errors import UsageError
 from specattn.gamma import check_gamma
+
+if TYPE_CHECKING:
+    from specattn.selection.base import Method
 
 MODELS, METHOD, SAMPLING, OUTPUT = "Models", "Method", "Sampling", "Output"
 """The panels of the help text."""
@@ -25,6 +29,20 @@ def parse_gamma(text: str) -> int | str:
         gamma = text
     check_gamma(gamma)
     return gamma
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Methods with their options, from text with commas between them.
+
+    Raises:
+        UsageError: if there are none, or one cannot be right.
+    """
+    from specattn.selection.registry import parse_method, split_methods
+
+    methods = [parse_method(name) for name in split_methods(text)]
+    if not methods:
+        raise UsageError("--methods names no method; give at least one, such as specattn:p=0.9")
+    return methods
 
 
 PairName = Annotated[

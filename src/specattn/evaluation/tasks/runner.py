@@ -7,11 +7,13 @@ the prompt, are decoded with the method. Answers are greedy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from specattn.engine import Engine
 from specattn.environment import environment
+from specattn.errors import SpecAttnError
 from specattn.evaluation.tasks.base import Sample, Task
 from specattn.evaluation.tasks.questions import Question, Questions
 from specattn.evaluation.tasks.run_folder import Answer, RunFolder
@@ -87,10 +89,13 @@ def run_task(
     try:
         for method in methods:
             _answer(pair, task, questions, method, folder, batch, report, mapping=mapping, **engine)
-    finally:
-        # After an interruption the summary speaks of what there is.
-        summary = summary_of(folder, task, questions, methods)
-        folder.write_summary(summary)
+    except BaseException:
+        # After an interruption the summary speaks of what there is; a full disk is no news then.
+        with suppress(SpecAttnError):
+            folder.write_summary(summary_of(folder, task, questions, methods))
+        raise
+    summary = summary_of(folder, task, questions, methods)
+    folder.write_summary(summary)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""A small task for the tests: two groups of prompts, of one character's code in the answer."""
+"""A small task for the tests: two groups of prompts, and a score of any answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specattn.evaluation.tasks.base import LeftOut, Sample, Task
 
 @dataclass(frozen=True)
 class Copy(Task):
-    """Ask for a letter that the prompt repeats; what a random model answers does not matter."""
+    """Ask to go on with a letter. The score only tells outputs apart: a random model has no right answers."""
 
     name = "copy"
     metric = "share"
@@ -27,4 +27,4 @@ class Copy(Task):
         yield LeftOut("missing", "no data", "vowel")
 
     def score(self, sample: Sample, output: str) -> float:
-        return output.count(sample.references[0]) / max(1, len(output))
+        return sum(map(ord, output)) % 97 / 96

@@ -1,0 +1,71 @@
+"""A task's command at work: refuse what cannot be, load the models, ask, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specattn.cli.models import load_mapping
+from specattn.cli.options import parse_gamma, parse_methods
+from specattn.cli.output import console, print_json
+from specattn.cli.progress import Bars
+from specattn.cli.tasks.options import RunOptions
+from specattn.cli.tasks.tables import show
+
+if TYPE_CHECKING:
+    from specattn.evaluation.tasks.base import Task
+    from specattn.evaluation.tasks.run_folder import RunFolder
+
+
+def execute(task: Task, options: RunOptions) -> RunFolder:
+    """Run ``task`` with every method, or go on with a run, and show the figures.
+
+    Raises:
+        UsageError: for what cannot be right, before any weights are read.
+    """
+    from specattn.evaluation.tasks.questions import questions
+    from specattn.evaluation.tasks.run_folder import RunFolder
+    from specattn.evaluation.tasks.runner import configuration, run_task
+    from specattn.mapping.resolve import resolve_mapping
+    from specattn.prefill.registry import parse_prefill
+    from specattn.selection.eviction import check_prefill
+
+    methods, prefill = parse_methods(options.methods), parse_prefill(options.prefill)
+    engine: dict[str, Any] = {"gamma": parse_gamma(options.gamma), "prefill": prefill}
+    mapping = load_mapping(options.mapping)
+    found = options.models.find()
+    prefill.check(found.target.config)
+    for method in methods:
+        check_prefill(method, prefill)
+        resolve_mapping(found, method, mapping)
+    asked = questions(found, task, chat=options.chat, limit=options.limit)
+    config = configuration(found, task, asked, chat=options.chat, mapping=mapping, **engine)
+    folder = RunFolder.open(options.run or _default_folder(config), config)
+    console().print(
+        f"{len(asked.asked)} samples, {len(asked.left_out)} left out; run {folder.path}", style="dim"
+    )
+    pair, _ = options.models.load(found)
+    with Bars(lambda method: len(asked.asked)) as bars:
+        summary = run_task(
+            pair,
+            task,
+            asked,
+            methods,
+            folder,
+            mapping=mapping,
+            batch=options.batch,
+            progress=bars,
+            **engine,
+        )
+    show(summary)
+    if options.json:
+        print_json({"run": str(folder.path), "config": config, **summary})
+    return folder
+
+
+def _default_folder(config: dict[str, Any]) -> Path:
+    """A folder that the same command finds again."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+    return Path("runs") / f"{config['task']}-{digest[:8]}"

@@ -1,0 +1,163 @@
+"""``specattn eval passkey`` and the other tasks: what they print, keep, resume and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command import document, record_progress, run
+
+from specattn.cli.tasks.options import RunOptions
+from specattn.evaluation.tasks.run_folder import RunFolder
+
+METHODS = "dense,streaming:budget=0.3"
+PASSKEY = ["--length", 400, "--length", 500, "--samples", 2]
+
+
+@pytest.fixture
+def ask(tiny: SimpleNamespace, tmp_path: Path):
+    def call(task: str, *arguments: object, folder: str = "run", methods: str = METHODS):
+        files = ["--run", tmp_path / folder, *tiny.models]
+        return run("eval", task, *files, "--methods", methods, *arguments)
+
+    return call
+
+
+def test_passkey_reports_every_method(ask, tmp_path: Path) -> None:
+    result = ask("passkey", *PASSKEY, "--gamma", 3, "--json")
+    report = document(result)
+    assert report["run"] == str(tmp_path / "run") and report["task"] == "passkey"
+    assert list(report["methods"]) == ["dense", "streaming:budget=0.3"]
+    for method, figures in report["methods"].items():
+        assert figures["samples"] == 4 and figures["complete"]
+        assert list(figures["groups"]) == ["400", "500"]
+        assert method in result.stderr and f"{figures['kv_read_fraction']:.1%}" in result.stderr
+    assert report["methods"]["dense"]["kv_read_fraction"] == 1
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config == report["config"] | {"kind": "specattn run", "version": 1}
+    assert config["options"] == {"length": [400, 500], "samples_each": 2, "digits": 5, "seed": 0}
+    assert config["engine"] == {"gamma": 3, "prefill": "dense"}
+
+
+def test_the_same_command_goes_on_and_another_is_refused(ask) -> None:
+    first = document(ask("passkey", *PASSKEY, "--json"))
+    assert document(ask("passkey", *PASSKEY, "--json")) == first
+    for changed in (["--gamma", 2], ["--seed", 1], ["--prefill", "sparge:tau=0.5"]):
+        result = ask("passkey", *PASSKEY, *changed)
+        assert result.exit_code == 2 and "choose a new folder" in result.stderr
+
+
+def test_ctrl_c_keeps_the_answers(ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = document(ask("passkey", *PASSKEY, "--json", folder="whole"))
+    append, calls = RunFolder.append, []
+
+    def interrupted(self, method, answer):
+        append(self, method, answer)
+        calls.append(answer.id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", interrupted)
+        assert ask("passkey", *PASSKEY).exit_code == 130
+    kept = RunFolder(tmp_path / "run").answers("dense")
+    assert sorted(kept) == sorted(calls)
+    resumed = document(ask("passkey", *PASSKEY, "--json"))
+    for method, figures in whole["methods"].items():
+        for name in ("samples", "score", "interval", "kv_read_fraction", "accepted_per_round", "complete"):
+            assert resumed["methods"][method][name] == figures[name]
+
+
+def test_without_a_folder_the_same_command_finds_its_run(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", "passkey", "--length", 400, *tiny.models, "--methods", "dense", "--json"]
+    runs = [document(run(*command, "--samples", count))["run"] for count in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    assert Path(runs[0]).parent == Path("runs") and Path(runs[0]).name.startswith("passkey-")
+
+
+def test_progress_counts_answers(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = record_progress(monkeypatch, "specattn.cli.tasks.execute")
+    assert ask("passkey", *PASSKEY).exit_code == 0
+    assert shown == {"dense": [4, 4], "streaming:budget=0.3": [4, 4]}
+
+
+def test_needle_draws_a_heat_map(ask, tmp_path: Path) -> None:
+    plot, text = tmp_path / "map.png", tmp_path / "book.txt"
+    text.write_text("It rained. " * 200, encoding="utf-8")
+    sizes = ["--length", 400, "--length", 500, "--depth", 0, "--depth", 100, "--samples", 1]
+    report = document(ask("needle", *sizes, "--text", text, "--plot", plot, "--json"))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert list(report["methods"]["dense"]["groups"]) == [
+        "400 at 0 %",
+        "400 at 100 %",
+        "500 at 0 %",
+        "500 at 100 %",
+    ]
+    assert report["config"]["options"]["text"] == str(text)
+
+
+def test_the_heat_maps_cells_are_means(tmp_path: Path) -> None:
+    from specattn.evaluation.tasks.heat_map import grid
+
+    def answer(depth: float, length: int, score: float, error: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(metadata={"depth": depth, "length": length}, score=score, error=error)
+
+    answers = [answer(0.5, 64, 1), answer(0.5, 64, 0), answer(0, 64, 1), answer(0, 64, 0, "lost")]
+    assert grid(answers) == {(0.0, 64): 1.0, (0.5, 64): 0.5}
+
+
+def test_ruler_says_what_it_left_out(ask) -> None:
+    sizes = ["--task", "niah_single_1", "--task", "qa_1", "--length", 500, "--samples", 2]
+    result = ask("ruler", *sizes, "--json", methods="dense")
+    figures = document(result)["methods"]["dense"]
+    assert figures["samples"] == 2
+    assert figures["left_out"] == {"qa_1 needs its data: give a JSON file with --qa": 2}
+    assert "left out: 2, qa_1 needs its data" in result.stderr
+
+
+def test_a_prompt_beyond_the_context_is_left_out(ask) -> None:
+    sizes = ["--length", 400, "--length", 600, "--samples", 1]
+    figures = document(ask("passkey", *sizes, "--json", methods="dense"))["methods"]["dense"]
+    assert figures["samples"] == 1
+    assert figures["left_out"] == {"longer than the context of 512 tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("passkey", ["--length", 600, "--samples", 1], "nothing to ask: longer than the context of 512"),
+        ("passkey", ["--length", 100], "use a longer --length"),
+        ("passkey", [*PASSKEY, "--chat"], "has no chat template"),
+        ("passkey", [*PASSKEY, "--gamma", "many"], "gamma"),
+        ("passkey", [*PASSKEY, "--prefill", "sprage"], "unknown prefill method"),
+        ("needle", ["--text", "missing.txt"], "cannot read missing.txt"),
+        ("ruler", ["--task", "niah"], "RULER has no task 'niah'"),
+        ("ruler", ["--qa", "missing.json"], "cannot read missing.json"),
+    ],
+)
+def test_bad_input_is_refused_before_weights_are_read(
+    ask, task: str, arguments: list[object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self, device):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("specattn.pairs.load.FoundPair.load", load)
+    result = ask(task, *arguments)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+
+
+def test_options_of_a_run_are_those_of_every_task() -> None:
+    from typer.main import get_command
+
+    from specattn.cli.app import app
+
+    tasks = get_command(app).commands["eval"].commands
+    for name in ("passkey", "needle", "ruler"):
+        names = {param.name for param in tasks[name].params}
+        assert set(RunOptions.__dataclass_fields__) <= names and "options" not in names

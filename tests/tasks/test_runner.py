@@ -1,0 +1,220 @@
+"""A run: what is asked, kept, resumed and summed up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from copy_task import Copy
+from tiny import tiny_mapping, tiny_pair
+
+from specattn.errors import SpecAttnError, UsageError
+from specattn.evaluation.tasks.base import Sample
+from specattn.evaluation.tasks.questions import questions
+from specattn.evaluation.tasks.run_folder import RunFolder
+from specattn.evaluation.tasks.runner import configuration, run_task
+from specattn.generation import generate
+from specattn.selection.registry import parse_method
+
+PAIR = tiny_pair("llama")
+MAPPING = tiny_mapping(PAIR)
+METHODS = [parse_method("specattn:p=0.6:dense_layers=0"), parse_method("streaming:budget=0.3")]
+ENGINE: dict[str, Any] = {"gamma": 3, "prefill": "dense"}
+TIMED = ("seconds", "tokens_per_second")
+
+
+def run(path: Path, task: Copy | None = None, methods=METHODS, **options: Any) -> dict[str, Any]:
+    task = task or Copy()
+    asked = questions(PAIR, task)
+    config = configuration(PAIR, task, asked, mapping=MAPPING, **ENGINE)
+    folder = RunFolder.open(path, config)
+    return run_task(PAIR, task, asked, methods, folder, mapping=MAPPING, batch=4, **ENGINE, **options)
+
+
+def lines(path: Path, method=METHODS[0]) -> list[dict[str, Any]]:
+    text = RunFolder(path).samples_file(method.spec()).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name not in TIMED}
+    return value
+
+
+def test_answers_are_those_of_generate(tmp_path: Path) -> None:
+    run(tmp_path)
+    samples = [item for item in Copy().samples(PAIR) if isinstance(item, Sample)]
+    prompts = [str(sample.prompt) for sample in samples]
+    for method in METHODS:
+        expected = generate(
+            PAIR, prompts, method=method, mapping=MAPPING, max_new_tokens=7, gamma=3, max_batch=4
+        )
+        found = {line["id"]: line for line in lines(tmp_path, method)}
+        assert len(found) == len(samples) == 6
+        for sample, result in zip(samples, expected, strict=True):
+            line = found[sample.id]
+            assert line["output"] == result.text
+            assert line["score"] == Copy().score(sample, result.text)
+            assert line["accepted_per_round"] == result.accepted_per_round
+            assert line["metadata"] == sample.metadata and line["references"] == list(sample.references)
+
+
+def test_the_summary_is_that_of_the_lines(tmp_path: Path) -> None:
+    summary = run(tmp_path, Copy(long=2))
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    for method in METHODS:
+        figures, rows = summary["methods"][method.spec()], lines(tmp_path, method)
+        groups = {name: [r["score"] for r in rows if r["group"] == name] for name in ("vowel", "consonant")}
+        assert figures["samples"] == 6 and figures["complete"]
+        assert figures["score"] == pytest.approx(fmean(map(fmean, groups.values())))
+        assert figures["left_out"] == {"longer than the context of 512 tokens": 2, "no data": 1}
+        assert figures["kv_read_fraction"] == pytest.approx(fmean(r["kv_read_fraction"] for r in rows))
+        rounds = Counter(count for row in rows for count in row["accepted_per_round"])
+        assert figures["accepted_per_round"] == [rounds[n] for n in range(max(rounds) + 1)]
+        for name, scores in groups.items():
+            assert figures["groups"][name]["score"] == pytest.approx(fmean(scores))
+
+
+class Interrupted(Copy):
+    """Raises when so many answers were scored."""
+
+    error: BaseException = KeyboardInterrupt()
+    after = 0
+
+    def score(self, sample: Sample, output: str) -> float:
+        type(self).after -= 1
+        if type(self).after < 0:
+            raise self.error
+        return super().score(sample, output)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
+def test_an_interrupted_run_goes_on(tmp_path: Path, after: int) -> None:
+    whole = run(tmp_path / "whole")
+    Interrupted.after = after
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", Interrupted())
+    partial = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]
+    assert sum(figures["samples"] for figures in partial.values()) == after
+    assert not all(figures["complete"] for figures in partial.values())
+    asked: Counter[str] = Counter()
+    resumed = run(tmp_path / "run", progress=lambda method, count: asked.update({method: count}))
+    assert without_times(resumed) == without_times(whole)
+    assert asked == {method.spec(): 6 for method in METHODS}
+    for method in METHODS:
+        assert [line["id"] for line in lines(tmp_path / "run", method)] != []
+        assert len(lines(tmp_path / "run", method)) == 6
+    environments = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert len(environments) == 1 and environments[0]["dtype"] == "float32"
+
+
+def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    path = RunFolder(tmp_path).samples_file(METHODS[0].spec())
+    content = path.read_bytes()
+    for cut in (1, 40):
+        path.write_bytes(content[:-cut])
+        assert len(RunFolder(tmp_path).answers(METHODS[0].spec())) == 5
+        assert without_times(run(tmp_path)) == without_times(whole)
+        assert len(lines(tmp_path)) == 6
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(SpecAttnError, match="No space left on device; nothing before it is lost"):
+        run(tmp_path)
+    assert len(lines(tmp_path)) >= 2
+    assert all(figures["complete"] for figures in run(tmp_path)["methods"].values())
+
+
+def test_another_method_joins_a_run(tmp_path: Path) -> None:
+    first = run(tmp_path, methods=METHODS[:1])
+    both = run(tmp_path, methods=METHODS[1:])
+    assert list(both["methods"]) == [method.spec() for method in METHODS]
+    assert both["methods"][METHODS[0].spec()] == first["methods"][METHODS[0].spec()]
+
+
+def test_a_failed_answer_is_left_out_and_asked_again(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    folder = RunFolder.read(tmp_path)
+    name = METHODS[0].spec()
+    answer = folder.answers(name)["vowel-1"]
+    folder.append(name, replace(answer, score=0.0, error="out of memory"))
+    from specattn.evaluation.tasks.summary import summarise
+
+    figures = summarise(folder.answers(name).values())
+    assert figures["samples"] == 5 and figures["left_out"] == {"failed: out of memory": 1}
+    assert without_times(run(tmp_path)) == without_times(whole)
+
+
+def test_changed_questions_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, methods=METHODS[1:])
+    with pytest.raises(UsageError, match=r"was begun with count=3, not 2; choose a new folder"):
+        run(tmp_path, Copy(count=2))
+    asked = questions(PAIR, Copy())
+    changed = configuration(PAIR, Copy(), asked, mapping=MAPPING, gamma=2, prefill="dense")
+    with pytest.raises(UsageError, match="gamma=3, not 2"):
+        RunFolder.open(tmp_path, changed)
+    with pytest.raises(UsageError, match="begun with mapping="):
+        RunFolder.open(tmp_path, configuration(PAIR, Copy(), asked, **ENGINE))
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds files but no run"):
+        run(tmp_path)
+    with pytest.raises(UsageError, match="cannot read"):
+        RunFolder.read(tmp_path)
+    (tmp_path / "config.json").write_text('{"kind": "cake"}')
+    with pytest.raises(UsageError, match="holds no run"):
+        RunFolder.read(tmp_path)
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    with pytest.raises(UsageError, match="copy has nothing to ask: no data"):
+        questions(PAIR, Copy(count=0))
+    with pytest.raises(UsageError, match="no chat template"):
+        questions(PAIR, Copy(), chat=True)
+    twice = type("Twice", (Copy,), {"samples": lambda self, pair: iter(2 * [Sample("a", "b", ["c"], 1)])})
+    with pytest.raises(UsageError, match="two samples of copy are called 'a'"):
+        questions(PAIR, twice())
+
+
+def test_a_limit_counts_in_each_group() -> None:
+    asked = questions(PAIR, Copy(), limit=2)
+    assert [q.sample.id for q in asked.asked] == ["vowel-0", "consonant-0", "vowel-1", "consonant-1"]
+
+
+def test_a_chat_has_the_answer_begun() -> None:
+    from specattn.evaluation.tasks.questions import encode
+
+    pair = tiny_pair("llama")
+    pair.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[me]"
+    sample = Sample("a", "Why?", [], 3, answer_prefix="As")
+    messages = replace(sample, prompt=[{"role": "user", "content": "Why?"}])
+    for item, chat in ((sample, True), (messages, False)):
+        assert pair.tokenizer.decode(encode(pair, item, chat=chat)) == "[user]Why?[me]As"
+    assert pair.tokenizer.decode(encode(pair, sample, chat=False)) == "Why?As"
+
+
+def test_files_of_methods_have_plain_names(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.samples_file("twilight:base=(quest:budget=0.5):p=0.9").name == (
+        "samples-twilight_base=_quest_budget=0.5_p=0.9.jsonl"
+    )
