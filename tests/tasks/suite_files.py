@@ -13,14 +13,10 @@ from tiny import tiny_tokenizer
 from specattn.evaluation.tasks.base import LeftOut, Sample, Task
 from specattn.evaluation.tasks.options import DataFile
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
-
-def reader(context: int = 4000, *, chat: bool = False) -> Any:
+def reader(context: int = 4000) -> Any:
     """What tasks need of a pair: a tokenizer with a token a character, and a context."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE if chat else None
-    return SimpleNamespace(tokenizer=tokenizer, context_limit=context, name="tiny")
+    return SimpleNamespace(tokenizer=tiny_tokenizer(), context_limit=context, name="tiny")
 
 
 def write(folder: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> DataFile:

@@ -55,10 +55,10 @@ def test_few_shot_and_code_stay_without_a_chat_template(tmp_path: Path) -> None:
     data = write(tmp_path, "qasper.jsonl", [ROW])
     write(tmp_path, "triviaqa.jsonl", [ROW])
     names = Names("qasper,triviaqa")
-    chat, plain = asked(LongBench(data=data, datasets=names), reader(chat=True))
+    chat, plain = asked(LongBench(data=data, datasets=names, chat=True), reader())
     assert not isinstance(chat.prompt, str) and chat.prompt[0]["role"] == "user"
     assert isinstance(plain.prompt, str)
-    off = asked(LongBench(data=data, datasets=names, chat=False), reader(chat=True))
+    off = asked(LongBench(data=data, datasets=names), reader())
     assert all(isinstance(sample.prompt, str) for sample in off)
 
 

@@ -25,11 +25,10 @@ ROWS = [
 
 def test_first_turns_by_category(tmp_path: Path) -> None:
     task = SpecBench(data=write(tmp_path, "question.jsonl", ROWS))
-    writing, translation = asked(task, reader(chat=True))
+    writing, translation = asked(task, reader())
     assert (writing.id, writing.group, writing.metadata["category"]) == ("81", "mt_bench", "writing")
-    assert writing.prompt == [{"role": "user", "content": "Write."}]
+    assert writing.prompt == "Write."
     assert (translation.group, translation.max_new_tokens) == ("translation", 1024)
-    assert asked(task, reader())[0].prompt == "Write."
     assert task.metric == "" and task.score(writing, "anything") == 0.0
 
 

@@ -14,9 +14,12 @@ from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
 from specattn.cli.report import report
+from specattn.cli.tasks.infinitebench import infinitebench
+from specattn.cli.tasks.longbench import longbench, longbench2
 from specattn.cli.tasks.needle import needle
 from specattn.cli.tasks.passkey import passkey
 from specattn.cli.tasks.ruler import ruler
+from specattn.cli.tasks.specbench import specbench
 from specattn.cli.tune import sparge
 from specattn.cli.tune_minference import minference
 
@@ -66,7 +69,7 @@ app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
-for task in (passkey, needle, ruler):
+for task in (passkey, needle, ruler, longbench, longbench2, infinitebench, specbench):
     evaluation.command(cls=Command)(task)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)

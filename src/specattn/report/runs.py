@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from specattn.errors import UsageError
 from specattn.report.evaluations import Evaluation, parse_evaluation
+from specattn.report.machines import machine
 
 if TYPE_CHECKING:
+    from specattn.evaluation.tasks.run_folder import Answer
     from specattn.mapping.artifact import Mapping as LayerMapping
 
 Document = Mapping[str, Any]
@@ -20,6 +22,28 @@ ACCEPTED = (
     "a JSON document of `specattn eval`, `generate` or `bench`, the folder of a task run, "
     "or a mapping (.safetensors)"
 )
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """What a task run's folder holds.
+
+    Attributes:
+        config: what the answers depend on.
+        environments: where it ran.
+        methods: the figures of each method.
+        answers: those of each method.
+    """
+
+    config: Document
+    environments: Sequence[Document]
+    methods: Mapping[str, Document]
+    answers: Mapping[str, Sequence[Answer]]
+
+    @property
+    def metric(self) -> str:
+        """What the score is called; empty where there is none."""
+        return str(self.config["metric"])
 
 
 @dataclass
@@ -33,6 +57,7 @@ class Runs:
     evaluations: list[Evaluation] = field(default_factory=list)
     benchmarks: list[tuple[str, Document]] = field(default_factory=list)
     generations: list[tuple[str, Document]] = field(default_factory=list)
+    tasks: list[TaskRun] = field(default_factory=list)
     mappings: list[tuple[str, LayerMapping]] = field(default_factory=list)
     sources: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -49,6 +74,8 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     for path in paths:
         if path.suffix == ".safetensors":
             _add_mapping(runs, path)
+        elif path.is_dir():
+            _add_task(runs, path)
         else:
             _add_document(runs, path)
     return runs
@@ -60,6 +87,18 @@ def _add_mapping(runs: Runs, path: Path) -> None:
     mapping = LayerMapping.load(path)
     runs.mappings.append((path.stem, mapping))
     runs.sources.append((path.name, "mapping", f"specattn {mapping.metadata.specattn}"))
+
+
+def _add_task(runs: Runs, path: Path) -> None:
+    from specattn.evaluation.tasks.run_folder import RunFolder
+
+    folder = RunFolder.read(path)
+    methods = folder.summary()["methods"]
+    answers = {method: list(folder.answers(method).values()) for method in methods}
+    run = TaskRun(folder.config(), folder.environments(), methods, answers)
+    runs.tasks.append(run)
+    where = "; ".join(machine(environment) for environment in run.environments)
+    runs.sources.append((path.name, f"task {run.config['task']}", where))
 
 
 def _add_document(runs: Runs, path: Path) -> None:
@@ -96,13 +135,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{path} is JSON but no object; give {ACCEPTED}")
     return document
-
-
-def machine(environment: Document) -> str:
-    """Where a run took place, in a few words."""
-    parts = [
-        environment.get("gpu") or environment.get("cpu"),
-        environment.get("dtype"),
-        *(f"{name} {environment[name]}" for name in ("specattn", "torch") if name in environment),
-    ]
-    return ", ".join(str(part) for part in parts if part)

@@ -30,7 +30,8 @@ class LongBench(Task):
     Attributes:
         data: the folder of the ``.jsonl`` files, ``data.zip`` or one of the files; from the hub if empty.
         datasets: which of the 21; all if empty.
-        chat: put prompts into the tokenizer's chat template, if it has one, where LongBench does.
+        chat: put prompts into the tokenizer's chat template where LongBench does; few-shot examples and code stay
+            plain.
         longest: tokens of a prompt at most; by default as many as the context has room for. What is longer loses its
             middle.
     """
@@ -40,7 +41,7 @@ class LongBench(Task):
 
     data: DataFile = DataFile()
     datasets: Names = Names()
-    chat: bool = True
+    chat: bool = False
     longest: int = 0
 
     def __post_init__(self) -> None:
@@ -83,20 +84,16 @@ class LongBench(Task):
             return LeftOut(id, f"the context has no room beside an answer of {tokens:,} tokens", name)
         whole = published["prompt"].format(context=row["context"], input=row["input"])
         text, dropped = cut_middle(pair.tokenizer, whole, free)
+        templated = self.chat and name not in PLAIN
         classes = row["all_classes"] if published["metric"] == "classification" else None
         return Sample(
             id=id,
-            prompt=self._prompt(pair, name, text),
+            prompt=[{"role": "user", "content": text}] if templated else text,
             references=row["answers"],
             max_new_tokens=tokens,
             group=name,
             metadata={"dropped": dropped, **({"classes": classes} if classes else {})},
         )
-
-    def _prompt(self, pair: Pair | FoundPair, name: str, text: str) -> str | list[dict[str, str]]:
-        tokenizer: Any = pair.tokenizer
-        templated = self.chat and name not in PLAIN and tokenizer.chat_template
-        return [{"role": "user", "content": text}] if templated else text
 
 
 def _published() -> dict[str, Any]:

@@ -33,7 +33,6 @@ class LongBench2(Task):
         by: what the groups are: ``length``, ``difficulty``, ``domain`` or ``none``. The published accuracy is that of
             all questions alike, which ``none`` gives: the groups are not equally large.
         lengths: ask questions of these lengths only, of ``short``, ``medium`` and ``long``; all if empty.
-        chat: put prompts into the tokenizer's chat template, if it has one.
         longest: tokens of a prompt at most; by default as many as the context has room for. What is longer loses its
             middle.
     """
@@ -44,7 +43,6 @@ class LongBench2(Task):
     data: DataFile = DataFile()
     by: str = "none"
     lengths: Names = Names()
-    chat: bool = True
     longest: int = 0
 
     def __post_init__(self) -> None:
@@ -60,15 +58,14 @@ class LongBench2(Task):
             raise UsageError(
                 f"longbench2: the context of {pair.context_limit:,} tokens has no room for a prompt"
             )
-        tokenizer: Any = pair.tokenizer
         for number, row in enumerate(self._rows()):
             if self.lengths and row.get("length") not in self.lengths:
                 continue
             filled = {name: str(row[name]).strip() for name in FIELDS[:-1]}
-            text, dropped = cut_middle(tokenizer, published["prompt"].format(**filled), free)
+            text, dropped = cut_middle(pair.tokenizer, published["prompt"].format(**filled), free)
             yield Sample(
                 id=str(row.get("_id", number)),
-                prompt=[{"role": "user", "content": text}] if self.chat and tokenizer.chat_template else text,
+                prompt=text,
                 references=[row["answer"]],
                 max_new_tokens=published["max_new_tokens"],
                 group="" if self.by == "none" else str(row.get(self.by, "")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from specattn.errors import UsageError
 from specattn.evaluation.tasks.base import LeftOut, Sample, Task
@@ -32,7 +32,6 @@ class SpecBench(Task):
     Attributes:
         data: the file ``question.jsonl``, or its folder.
         max_new_tokens: tokens of an answer at most.
-        chat: put questions into the tokenizer's chat template, if it has one.
     """
 
     name: ClassVar[str] = "specbench"
@@ -40,7 +39,6 @@ class SpecBench(Task):
 
     data: DataFile = DataFile()
     max_new_tokens: int = 1024
-    chat: bool = True
 
     def __post_init__(self) -> None:
         check_at_least(self.name, "max_new_tokens", self.max_new_tokens, 1)
@@ -50,19 +48,15 @@ class SpecBench(Task):
         if not self.data:
             raise UsageError(f"specbench needs its questions: download {SOURCE} and give data=question.jsonl")
         path = self.data.path / "question.jsonl" if self.data.path.is_dir() else self.data.path
-        tokenizer: Any = pair.tokenizer
         for row in read_jsonl(path, "question_id", "category", "turns"):
             id, category = str(row["question_id"]), str(row["category"])
             group = "mt_bench" if category in MT_BENCH else category
             if not row["turns"]:
                 yield LeftOut(id, "it has no turns", group)
                 continue
-            question = str(row["turns"][0])
             yield Sample(
                 id=id,
-                prompt=[{"role": "user", "content": question}]
-                if self.chat and tokenizer.chat_template
-                else question,
+                prompt=str(row["turns"][0]),
                 references=(),
                 max_new_tokens=self.max_new_tokens,
                 group=group,

@@ -10,7 +10,7 @@ from specattn.evaluation.summary import curve, label, means
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
 from specattn.report.evaluations import Evaluation, is_yardstick
 from specattn.report.frontier import frontier
-from specattn.report.runs import machine
+from specattn.report.machines import machine
 
 GOAL = 0.01
 """The divergence, in nats a token, at which the summary compares methods."""

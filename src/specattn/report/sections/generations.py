@@ -51,13 +51,18 @@ def accepted(name: str, lengths: Sequence[int]) -> Figure | None:
     if not lengths:
         return None
     counts = Counter(lengths)
-    span = range(max(lengths) + 1)
-    shares = [counts[length] / len(lengths) for length in span]
-    mean = sum(lengths) / len(lengths)
+    return histogram(name, [counts[length] for length in range(max(lengths) + 1)])
+
+
+def histogram(name: str, counts: Sequence[int]) -> Figure:
+    """How many rounds accepted 0, 1, 2, ... draft tokens; there was at least one round."""
+    rounds = sum(counts)
+    shares = [count / rounds for count in counts]
+    mean = sum(length * share for length, share in enumerate(shares))
     columns = [Column("accepted", "d"), Column("rounds", "d"), Column("share", ".1%")]
-    table = Table(columns, [[length, counts[length], shares[length]] for length in span])
-    svg = bars(shares, [str(length) for length in span], "draft tokens accepted in a round")
-    return Figure(svg, f"{name}: {len(lengths):,} rounds, {mean:.2f} accepted on average", table)
+    rows = [[length, count, share] for length, (count, share) in enumerate(zip(counts, shares, strict=True))]
+    svg = bars(shares, [str(length) for length in range(len(counts))], "draft tokens accepted in a round")
+    return Figure(svg, f"{name}: {rounds:,} rounds, {mean:.2f} accepted on average", Table(columns, rows))
 
 
 def _figure(document: Mapping[str, Any], field: str) -> Any:

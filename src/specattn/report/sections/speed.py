@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
-from specattn.report.runs import machine
+from specattn.report.machines import machine
 
 Benchmarks = Sequence[tuple[str, Mapping[str, Any]]]
 
