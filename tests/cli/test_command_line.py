@@ -27,6 +27,8 @@ COMMANDS = [
     ["eval", "passkey"],
     ["eval", "needle"],
     ["eval", "ruler"],
+    ["eval", "humaneval"],
+    ["eval", "gsm8k"],
     ["eval", "longbench"],
     ["eval", "longbench2"],
     ["eval", "infinitebench"],

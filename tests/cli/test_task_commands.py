@@ -127,6 +127,30 @@ def test_a_prompt_beyond_the_context_is_left_out(ask) -> None:
     assert figures["left_out"] == {"longer than the context of 512 tokens": 1}
 
 
+def test_humaneval_runs_what_comes(ask, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    row = {
+        "prompt": "def one():\n    return 1\n\n\n# ",
+        "entry_point": "one",
+        "test": "def check(f):\n    pass",
+    }
+    data.write_text(json.dumps({"task_id": "Test/0", **row}) + "\n")
+    result = ask("humaneval", "--data", data, "--max-new-tokens", 20, "--json", methods="dense")
+    # The tests never fail, and what a random model writes stands in a comment.
+    assert document(result)["methods"]["dense"]["score"] == 1
+    assert "humaneval: pass@1" in result.stderr
+
+
+def test_gsm8k_takes_the_first_problems(ask, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "".join(json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) + "\n" for n in range(5))
+    )
+    result = ask("gsm8k", "--data", data, "--limit", 2, "--json", methods="dense")
+    assert result.exit_code == 2, "four worked problems are longer than the tiny context"
+    assert "gsm8k has nothing to ask: longer than the context" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
@@ -138,6 +162,8 @@ def test_a_prompt_beyond_the_context_is_left_out(ask) -> None:
         ("needle", ["--text", "missing.txt"], "cannot read missing.txt"),
         ("ruler", ["--task", "niah"], "RULER has no task 'niah'"),
         ("ruler", ["--qa", "missing.json"], "cannot read missing.json"),
+        ("humaneval", ["--data", "missing.jsonl"], "cannot read missing.jsonl"),
+        ("gsm8k", ["--data", "owner/name"], "pip install datasets"),
     ],
 )
 def test_bad_input_is_refused_before_weights_are_read(
@@ -158,6 +184,6 @@ def test_options_of_a_run_are_those_of_every_task() -> None:
     from specattn.cli.app import app
 
     tasks = get_command(app).commands["eval"].commands
-    for name in ("passkey", "needle", "ruler"):
+    for name in ("passkey", "needle", "ruler", "humaneval", "gsm8k"):
         names = {param.name for param in tasks[name].params}
         assert set(RunOptions.__dataclass_fields__) <= names and "options" not in names

@@ -14,6 +14,8 @@ from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
 from specattn.cli.report import report
+from specattn.cli.tasks.gsm8k import gsm8k
+from specattn.cli.tasks.humaneval import humaneval
 from specattn.cli.tasks.infinitebench import infinitebench
 from specattn.cli.tasks.longbench import longbench, longbench2
 from specattn.cli.tasks.needle import needle
@@ -69,7 +71,7 @@ app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
-for task in (passkey, needle, ruler, longbench, longbench2, infinitebench, specbench):
+for task in (passkey, needle, ruler, humaneval, gsm8k, longbench, longbench2, infinitebench, specbench):
     evaluation.command(cls=Command)(task)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)

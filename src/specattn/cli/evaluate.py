@@ -24,6 +24,7 @@ from specattn.cli.options import (
     Prefill,
     Target,
     Texts,
+    Yarn,
     parse_methods,
 )
 from specattn.cli.output import check_plot, console, print_json
@@ -70,13 +71,14 @@ def fidelity(
     draft: Draft = None,
     device: Device = None,
     dtype: Dtype = None,
+    yarn: Yarn = None,
     verbose: Verbose = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """How far the next-token distributions stray from dense attention's: KL, total variation, agreement."""
     protocol = Protocol(text, context, rows, gamma, batch)
-    models = Models(pair, target, draft, device, dtype)
+    models = Models(pair, target, draft, device, dtype, yarn)
     _run(FIDELITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
 
 
@@ -103,13 +105,14 @@ def perplexity(
     draft: Draft = None,
     device: Device = None,
     dtype: Dtype = None,
+    yarn: Yarn = None,
     verbose: Verbose = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Perplexity in the protocol of the SpecAttn paper: the first tenth of the text is read densely."""
     protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma, batch)
-    models = Models(pair, target, draft, device, dtype)
+    models = Models(pair, target, draft, device, dtype, yarn)
     _run(PERPLEXITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
 
 

@@ -19,13 +19,14 @@ DEFAULT_PAIR = "qwen2.5-coder"
 
 @dataclass(frozen=True)
 class Models:
-    """The values of ``--pair``, ``--target``, ``--draft``, ``--device`` and ``--dtype``."""
+    """The values of ``--pair``, ``--target``, ``--draft``, ``--device``, ``--dtype`` and ``--yarn``."""
 
     pair: str | None
     target: str | None
     draft: str | None
     device: str | None
     dtype: str | None
+    yarn: float | None = None
 
     @property
     def named(self) -> bool:
@@ -60,7 +61,7 @@ class Models:
         logging.set_verbosity_error()  # a prompt's length is our own check
         if not sys.stderr.isatty():
             logging.disable_progress_bar()
-        return find_pair(self.name, target=self.target, draft=self.draft, dtype=self.dtype)
+        return find_pair(self.name, target=self.target, draft=self.draft, dtype=self.dtype, yarn=self.yarn)
 
     def load(self, found: FoundPair) -> tuple[Pair, float]:
         """The loaded pair and the seconds that it took.

@@ -83,6 +83,15 @@ Dtype = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Yarn = Annotated[
+    float | None,
+    typer.Option(
+        "--yarn",
+        metavar="FACTOR",
+        help="Stretch the context of both models by this factor with YaRN.",
+        rich_help_panel=MODELS,
+    ),
+]
 MethodName = Annotated[
     str,
     typer.Option(

@@ -16,12 +16,24 @@ _FIELDS = (
     "vocab_size",
 )
 
+_YARN = (
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+)
+
 
 def config_hash(config: Any) -> str:
     """SHA-256, in hex, of the fields that fix a model's attention geometry and tell models apart.
 
     The same for a model from the hub, a folder or a GGUF file, in any precision, by any transformers version:
-    names, dtypes, quantisation and the place where the RoPE base is kept do not count.
+    names, dtypes, quantisation and the place where the RoPE base is kept do not count. Nor does YaRN, which stretches
+    the context of the same model.
     """
     config = config.get_text_config()
     fields = {field: getattr(config, field, None) for field in _FIELDS}
@@ -50,11 +62,10 @@ def _rope(config: Any) -> dict[str, Any]:
 
 def _one_rope(parameters: dict[str, Any]) -> dict[str, Any]:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    rest = {
-        key: value
-        for key, value in parameters.items()
-        if key not in ("rope_type", "type") and value is not None
-    }
+    ignored: tuple[str, ...] = ("rope_type", "type")
+    if kind == "yarn":
+        kind, ignored = "default", ignored + _YARN
+    rest = {key: value for key, value in parameters.items() if key not in ignored and value is not None}
     return {"rope_type": kind, **rest}
 
 

@@ -28,6 +28,7 @@ def load_pair(
     draft: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    yarn: float | None = None,
 ) -> Pair:
     """Load a built-in pair by ``name``, or any ``target`` with or without a ``draft``.
 
@@ -36,13 +37,14 @@ def load_pair(
         target, draft: a hub id, a folder, a GGUF file or one of ``MODELS``.
         device: default CUDA if there is any, else the CPU.
         dtype: default bfloat16; ``"auto"`` takes what the target's checkpoint has (GGUF: bfloat16).
+        yarn: stretch the context of both models by this factor, see :mod:`specattn.pairs.yarn`.
 
     Raises:
         UsageError: an unknown name, a model that cannot be found or is not supported, models that do not fit.
         SpecAttnError: the weights could not be converted or do not fit on the device.
     """
     resolve_device(device)
-    return find_pair(name, target=target, draft=draft, dtype=dtype).load(device)
+    return find_pair(name, target=target, draft=draft, dtype=dtype, yarn=yarn).load(device)
 
 
 def make_pair(
@@ -75,6 +77,7 @@ def find_pair(
     target: str | Path | None = None,
     draft: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
+    yarn: float | None = None,
 ) -> FoundPair:
     """Find a pair and make sure that its models fit, without reading their weights.
 
@@ -86,6 +89,8 @@ def find_pair(
     sources = [open_source(ref, place, dtype) for ref, place in zip(references, locations, strict=True)]
     if len(sources) == 2:
         check_sources(*sources)
+    if yarn is not None:
+        sources, label = [source.stretched(yarn) for source in sources], f"{label} (YaRN {yarn:g})"
     return FoundPair(label, sources[0], sources[1] if sources[1:] else None, dtype, _mapping_file(name))
 
 
@@ -149,7 +154,8 @@ def load_model(source: Source, device: torch.device, dtype: torch.dtype | str) -
         UsageError: the weights cannot be read, or some are missing.
         SpecAttnError: they do not fit on the device.
     """
-    model = read_weights(source.name, source.location, dtype=dtype, attn_implementation="sdpa")
+    options = {"config": source.config} if source.yarn is not None else {}
+    model = read_weights(source.name, source.location, dtype=dtype, attn_implementation="sdpa", **options)
     check_modules(model, source.name)
     try:
         return model.requires_grad_(False).eval().to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from specattn.errors import UsageError
 from specattn.pairs.builtin import BUILTIN, MODELS, BuiltinModel, suggest
 from specattn.pairs.checks import check_config
 from specattn.pairs.conversions import convert_builtin, convert_file, require_builtin
+from specattn.pairs.yarn import stretched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -24,12 +25,22 @@ class Source:
     Attributes:
         name: what the user called it.
         location: a folder or hub id, for ``from_pretrained``.
+        yarn: the factor by which ``config`` stretches the context of what is there.
     """
 
     name: str
     location: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    yarn: float | None = None
+
+    def stretched(self, factor: float) -> Source:
+        """The same model with a context ``factor`` times as long.
+
+        Raises:
+            UsageError: as :func:`specattn.pairs.yarn.stretched`.
+        """
+        return replace(self, config=stretched(self.config, factor, self.name), yarn=factor)
 
     def parameters(self) -> int:
         """How many parameters the model has, counted without allocating them."""

@@ -24,6 +24,7 @@ from specattn.cli.options import (
     PairName,
     Prefill,
     Target,
+    Yarn,
 )
 
 RUN = "Run"
@@ -35,6 +36,17 @@ Lengths = Annotated[
 ]
 SamplesEach = Annotated[
     int | None, typer.Option("--samples", metavar="N", min=1, help="Samples of each kind and length.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="FILE|ID",
+        help="The published data, JSON lines; or its hub id, where `datasets` is installed.",
+    ),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Tokens of an answer at most.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
 
@@ -86,13 +98,14 @@ class RunOptions:
     draft: Draft = None
     device: Device = None
     dtype: Dtype = None
+    yarn: Yarn = None
     json: Json = False
     debug: Debug = False
 
     @property
     def models(self) -> Models:
         """The models that were asked for."""
-        return Models(self.pair, self.target, self.draft, self.device, self.dtype)
+        return Models(self.pair, self.target, self.draft, self.device, self.dtype, self.yarn)
 
 
 def with_run_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -52,3 +52,37 @@ def _rows(path: Path | str, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]
                 f"{path}, line {number}, has no {missing[0]!r}; each line must hold {', '.join(fields)}"
             )
         yield row
+
+
+def load_rows(
+    source: str, *fields: str, split: str = "test", subset: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a benchmark: a file with JSON lines, or a data set of the hub where ``datasets`` is installed.
+
+    Args:
+        source: a path, or a hub id ``owner/name``.
+        fields: what every row must have.
+        split, subset: of the hub's data set.
+
+    Raises:
+        UsageError: if there is no such file and it cannot be a hub id, or the rows are not as expected.
+    """
+    if not source:
+        raise UsageError("no data was given; name the published file, or a hub id, with --data")
+    if Path(source).exists() or source.count("/") != 1 or source.endswith((".jsonl", ".json")):
+        return read_jsonl(source, *fields)
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UsageError(
+            f"there is no file {source}, and reading it from the hub needs: pip install datasets"
+        ) from None
+    try:
+        rows = [dict(row) for row in load_dataset(source, subset, split=split)]
+    except Exception as error:  # what a hub client raises is its own affair
+        raise UsageError(
+            f"cannot load {source} from the hub: {error}; check the id and the connection"
+        ) from error
+    if rows and (missing := [name for name in fields if name not in rows[0]]):
+        raise UsageError(f"{source} has no column {missing[0]!r}; its columns: {', '.join(rows[0])}")
+    return rows
