@@ -9,8 +9,8 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from specattn.report.bars import bars
-from specattn.report.frontier import LABELS, frontier
 from specattn.report.heatmap import heatmap
+from specattn.report.lines import LABELS, line_chart, percent
 from specattn.report.scale import LogScale, log_scale, spread
 
 
@@ -53,7 +53,7 @@ def test_a_frontier_has_a_named_line_for_each_method() -> None:
         "specattn": [(0.4, 0.01, "specattn p=0.9"), (0.1, 0.1, "specattn p=0.5")],
         "oracle": [(0.2, 0.02, "<oracle>")],
     }
-    svg = frontier(curves, "reads", "KL", plain=frozenset({"oracle"}))
+    svg = line_chart(curves, "reads", "KL", frozenset({"oracle"}), percent)
     names = [e for e in elements(svg, "text") if e.get("class") == "name"]
     assert [name.text for name in names] == ["specattn", "oracle"]
     assert {float(name.get("x", "")) for name in names} == {LABELS}
@@ -65,11 +65,12 @@ def test_a_frontier_has_a_named_line_for_each_method() -> None:
         "curve plain",
     ]
     assert [e.text for e in elements(svg, "title")] == ["specattn p=0.5", "specattn p=0.9", "<oracle>"]
+    assert {"10 %", "20 %"} <= set(texts(svg))
 
 
 def test_lines_of_one_method_differ_in_their_dashes() -> None:
     point = [(0.1, 0.1, "")]
-    svg = frontier({"twilight base=a": point, "quest": point, "twilight base=b": point}, "x", "y")
+    svg = line_chart({"twilight base=a": point, "quest": point, "twilight base=b": point}, "x", "y")
     classes = [e.get("class") for e in elements(svg, "g") if "curve" in (e.get("class") or "")]
     assert classes == ["curve c0 d0", "curve c1 d0", "curve c0 d1"]
 

@@ -110,6 +110,22 @@ def test_speed() -> None:
     assert [(key.value, key.what) for key in speed.keys(run)] == [("21.50", "nucleus_vs_sort")]
 
 
+def test_speed_up_against_context() -> None:
+    def timed(mode: str, context: int, speed: float, batch: int = 1) -> dict[str, object]:
+        return {"shape": "s", "mode": mode, "batch": batch, "context": context, "tokens_per_second": speed}
+
+    rows = [timed("dense", 1024, 50.0), timed("sparse", 1024, 40.0), timed("plain", 1024, 30.0)]
+    rows += [timed("dense", 8192, 20.0), timed("sparse", 8192, 40.0), timed("sparse", 8192, 9.0, batch=4)]
+    rows += [{"shape": "t", "mode": "skipped", "note": "too large"}]
+    curves = speed.speed_ups(rows)
+    assert {name: [point[:2] for point in points] for name, points in curves.items()} == {
+        "s batch 1": [(1024, 0.8), (8192, 2.0)]
+    }
+    (section,) = speed.sections([("decode", {**benchmark(), "rows": rows})])
+    assert "s batch 1" in figures(section)[0].svg
+    assert figures(speed.sections([("kernels", benchmark())])[0]) == []
+
+
 def test_speed_after_a_failed_check_has_no_timings() -> None:
     run = [("kernels", benchmark("failed"))]
     (section,) = speed.sections(run)

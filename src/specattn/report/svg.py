@@ -47,7 +47,7 @@ def picture(width: float, height: float, label: str, *inside: str) -> str:
         viewBox=f"0 0 {_number(width)} {_number(height)}",
         role="img",
         aria_label=label,
-        style=f"max-width:{_number(width)}px",
+        style=f"--width:{_number(width)}px",
     )
 
 

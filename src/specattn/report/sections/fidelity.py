@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from specattn.evaluation.summary import curve, label, means
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
 from specattn.report.evaluations import Evaluation, is_yardstick
-from specattn.report.frontier import frontier
+from specattn.report.lines import line_chart, percent
 from specattn.report.machines import machine
 
 GOAL = 0.01
@@ -47,7 +47,9 @@ def _section(evaluation: Evaluation) -> Section:
     if curves:
         plain = frozenset(name for name in curves if is_yardstick(name))
         caption = "KL against the share of KV bytes read: left and low is better. Grey: yardsticks."
-        svg = frontier(curves, "KV bytes read by the target", "KL(dense ‖ sparse), nats a token", plain)
+        svg = line_chart(
+            curves, "KV bytes read by the target", "KL(dense ‖ sparse), nats a token", plain, percent
+        )
         blocks.append(Figure(svg, caption))
     blocks.append(_table(figures))
     if len(evaluation.documents) > 1:

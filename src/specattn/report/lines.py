@@ -1,8 +1,8 @@
-"""Frontiers: a line a method, with its name at the end of it, on two logarithmic axes."""
+"""Lines on two logarithmic axes, each with its name at its end: divergence against reads, speed against contexts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from specattn.report.scale import LogScale, log_scale, spread
 from specattn.report.svg import Point, line, picture, polyline, tag, text, title
@@ -14,15 +14,22 @@ COLOURS = 8
 """Colours of the page, ``c0`` to ``c7``; a line beyond them is dashed."""
 
 Curves = Mapping[str, Sequence[tuple[float, float, str]]]
-"""Points of each line: share of bytes read, divergence, and what the point is."""
+"""Points of each line: the two figures, and what the point is."""
 
 
-def frontier(curves: Curves, x_label: str, y_label: str, plain: frozenset[str] = frozenset()) -> str:
+def line_chart(
+    curves: Curves,
+    x_label: str,
+    y_label: str,
+    plain: frozenset[str] = frozenset(),
+    show_x: Callable[[float], str] = "{:g}".format,
+) -> str:
     """An SVG of the lines.
 
     Args:
         curves: points with positive figures.
         plain: lines drawn without a colour, as they are yardsticks and nothing to choose.
+        show_x: how a figure is written below the horizontal axis.
     """
     points = [point for curve in curves.values() for point in curve]
     x = log_scale([point[0] for point in points], LEFT, PLOT_RIGHT)
@@ -34,7 +41,9 @@ def frontier(curves: Curves, x_label: str, y_label: str, plain: frozenset[str] =
         _curve(name, sorted(curve), styles[name], x, y, place)
         for (name, curve), place in zip(curves.items(), places, strict=True)
     ]
-    return picture(WIDTH, HEIGHT, f"{y_label} against {x_label}", _axes(x, y, x_label, y_label), *drawn)
+    return picture(
+        WIDTH, HEIGHT, f"{y_label} against {x_label}", _axes(x, y, x_label, y_label, show_x), *drawn
+    )
 
 
 def _styles(curves: Curves, plain: frozenset[str]) -> dict[str, str]:
@@ -72,10 +81,10 @@ def _curve(
     )
 
 
-def _axes(x: LogScale, y: LogScale, x_label: str, y_label: str) -> str:
+def _axes(x: LogScale, y: LogScale, x_label: str, y_label: str, show_x: Callable[[float], str]) -> str:
     low, high = HEIGHT - BOTTOM, TOP
     vertical = [
-        line((x(tick), low), (x(tick), high), "grid") + text(_percent(tick), x(tick), low + 18, "middle")
+        line((x(tick), low), (x(tick), high), "grid") + text(show_x(tick), x(tick), low + 18, "middle")
         for tick in x.ticks()
     ]
     level = [
@@ -93,5 +102,6 @@ def _axes(x: LogScale, y: LogScale, x_label: str, y_label: str) -> str:
     return tag("g", *vertical, *level, *names, class_="axes")
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as a percentage without needless digits."""
     return f"{share:.3%}".rstrip("%").rstrip("0").rstrip(".") + " %"
