@@ -17,7 +17,7 @@ def merge(parts: list[dict]) -> dict:
         SystemExit: if the parts differ in more than that.
     """
     first, *rest = parts
-    own = ("documents", "results")
+    own = ("documents", "results", "intervals")  # an interval is one of all documents
     shared = {key: value for key, value in first.items() if key not in own}
     for part in rest:
         for key, value in shared.items():

@@ -11,6 +11,7 @@ import pytest
 from command import document, record_progress, run
 
 import specattn.evaluation.fidelity
+from specattn.cli.docs import markdown
 from specattn.evaluation.documents import load_documents
 from specattn.evaluation.fidelity import evaluate
 from specattn.evaluation.summary import means
@@ -87,11 +88,55 @@ def test_perplexity_has_the_papers_protocol(tiny: SimpleNamespace, evaluation) -
 
 
 def test_the_defaults_are_the_papers() -> None:
-    from specattn.cli.docs import markdown
+    from specattn.cli.evaluate import PerplexityProtocol
 
-    perplexity = markdown().split("## specattn eval perplexity")[1]
-    assert "[default: 2048; x>=2]" in perplexity and "90 % of the context" in perplexity
-    assert 2048 * 9 // 10 == 1843
+    paper, long = PerplexityProtocol.PAPER, PerplexityProtocol.LONG
+    assert (paper.context, paper.rows(2048), paper.rows(60)) == (2048, 1843, 54)
+    assert (long.context, long.rows(long.context)) == (16384, 1020)
+    default = markdown().split("## specattn eval perplexity")[1].split("\n## ")[0]
+    assert "[default: paper]" in default
+
+
+def test_perplexity_at_the_end_of_a_long_context(tiny: SimpleNamespace, evaluation) -> None:
+    options = ["--protocol", "long", "--rows", 20, "--json"]
+    report = document(evaluation("perplexity", *options, methods="streaming"))
+    assert (report["context"], report["rows"]) == (60, 20)
+    short = evaluation("perplexity", "--protocol", "long", methods="streaming")
+    assert short.exit_code == 2 and "--rows 1020 must be below --context 60" in short.stderr
+
+
+def test_intervals_are_over_documents_or_rounds(evaluation, tiny: SimpleNamespace, second: Path) -> None:
+    one = document(evaluation("fidelity", "--rows", 10, "--json", methods="streaming,dense"))
+    for label, ends in one["intervals"].items():
+        (row,) = [row for row in one["results"] if label.startswith(row["method"])]
+        low, high = ends["kl"]
+        assert low <= row["kl"] + 1e-12 and row["kl"] - 1e-12 <= high
+        assert (low < high) == (row["method"] == "streaming")
+    result = evaluation("fidelity", "--rows", 10, "--text", second, "--json", methods="streaming")
+    both = document(result)
+    low, high = both["intervals"]["streaming budget=0.1"]["kl"]
+    assert [low, high] == pytest.approx(sorted(row["kl"] for row in both["results"]))
+    assert f"{low:.4f} to {high:.4f}" in result.stderr
+    change = document(evaluation("perplexity", "--json", methods="streaming"))["intervals"]
+    assert list(change["streaming budget=0.1"]) == ["change"]
+
+
+def test_the_breakdown_is_by_layer_and_head(evaluation) -> None:
+    methods = "specattn:p=0.6:dense_layers=1,snapkv:budget=0.4,dense"
+    plain = document(evaluation("fidelity", "--rows", 10, "--json", methods=methods))
+    report = document(evaluation("fidelity", "--rows", 10, "--breakdown", "--json", methods=methods))
+    assert not any("breakdown" in row for row in plain["results"])
+    for row, same in zip(report["results"], plain["results"], strict=True):
+        found = row.pop("breakdown")
+        assert row == same
+        layers = {"specattn": [1, 2], "snapkv": [0, 1, 2], "dense": []}[row["method"]]
+        assert found["layers"] == layers
+        cells = [mass for layer in found["mass"] for mass in layer]
+        assert len(cells) == 2 * len(layers)
+        if layers:
+            assert sum(cells) / len(cells) == pytest.approx(row["attention_mass"])
+            shares = [share for layer in found["density"] for share in layer]
+            assert all(0 < share < 1 for share in shares) and len(shares) == len(cells)
 
 
 def test_perplexity_shows_the_change_and_what_was_not_read(evaluation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from masked_model import (
@@ -71,6 +73,21 @@ def assert_dense(result: FidelityResult) -> None:
     assert result.attention_mass == pytest.approx(1, abs=1e-6)
     assert result.kv_read_fraction == 1
     assert result.perplexity == pytest.approx(result.perplexity_dense, rel=1e-5)
+
+
+def test_the_rounds_behind_a_result():
+    (result,) = run(tiny_pair("llama"), ["specattn:p=0.5:dense_layers=1"])
+    detail = result.detail
+    counts = [count for _, count in SPANS]
+    assert len(detail.kl) == len(detail.nll_change) == len(counts) and counts[-1] != counts[0]
+
+    def mean(figures: tuple[float, ...]) -> float:
+        return sum(figure * count for figure, count in zip(figures, counts, strict=True)) / ROWS
+
+    assert mean(detail.kl) == pytest.approx(result.kl)
+    assert mean(detail.nll_change) == pytest.approx(math.log(result.perplexity / result.perplexity_dense))
+    masses = [mass for layer in detail.breakdown.mass for mass in layer]
+    assert detail.breakdown.layers == [1, 2] and sum(masses) / 4 == pytest.approx(result.attention_mass)
 
 
 FULL = ["dense", "streaming:budget=1:dense_layers=0", "oracle:p=1:dense_layers=0"]

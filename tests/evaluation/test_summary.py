@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specattn.errors import UsageError
-from specattn.evaluation.fidelity import FidelityResult
-from specattn.evaluation.summary import NAMES, means, plot_frontier
+from specattn.evaluation.attention_mass import Breakdown
+from specattn.evaluation.bootstrap import interval
+from specattn.evaluation.fidelity import Detail, FidelityResult
+from specattn.evaluation.summary import NAMES, intervals, means, plot_frontier
 from specattn.selection.registry import parse_method
 
 
@@ -81,6 +83,20 @@ def test_perplexities_are_averaged_as_their_logarithms():
     assert figures["perplexity_dense"] == pytest.approx(9.0)
     assert figures["kl"] == 0.5
     assert math.log(figures["perplexity"]) == pytest.approx((math.log(2) + math.log(32)) / 2)
+
+
+def test_intervals_are_over_documents_and_of_a_single_one_over_its_rounds():
+    detail = Detail((0.1, 0.3, 0.2), (0.01, 0.03, -0.01), Breakdown([], [], []))
+    alone = replace(result("oracle", kl=0.2), detail=detail)
+    documents = [replace(result("dense", str(n), kl=n, perplexity=1.5), detail=detail) for n in range(5)]
+    found = intervals([alone, *documents])
+    assert list(found) == list(means([alone, *documents]))
+    (of_rounds, of_documents) = found.values()
+    assert of_rounds["kl"] == interval([detail.kl])
+    assert of_rounds["change"] == pytest.approx([math.exp(end) - 1 for end in interval([detail.nll_change])])
+    assert of_documents["kl"] == interval([[0, 1, 2, 3, 4]])
+    assert of_documents["change"] == pytest.approx((2, 2))
+    assert list(intervals([result("dense")]).values()) == [{"kl": None, "change": None}]
 
 
 def test_nothing_has_no_means():

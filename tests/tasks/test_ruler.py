@@ -233,5 +233,11 @@ def test_bad_input(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(UsageError, match=message):
             list(Ruler(qa=Names([str(path)])).samples(PAIR))
-    with pytest.raises(UsageError, match="use a longer --length"):
-        list(Ruler(Names(["cwe"]), Integers((300,)), 1).samples(PAIR))
+
+
+def test_what_does_not_fit_a_length_is_left_out() -> None:
+    first, second = Ruler(Names(["cwe", "niah_single_1"]), Integers((1500,)), 1).samples(PAIR)
+    assert isinstance(first, LeftOut) and isinstance(second, Sample)
+    assert first.reason.startswith("cwe: the shortest prompt has") and "use a longer --length" in first.reason
+    (item,) = Ruler(Names(["niah_multikey_2"]), Integers((1_000_000,)), 1).samples(PAIR)
+    assert isinstance(item, LeftOut) and "names and there are" in item.reason

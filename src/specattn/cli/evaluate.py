@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,14 @@ Plot = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Draw KL against the KV bytes read.", rich_help_panel=OUTPUT),
 ]
+ByLayer = Annotated[
+    bool,
+    typer.Option(
+        "--breakdown",
+        help="Add attention mass and density by layer and KV head to --json.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="A row for each document.", rich_help_panel=OUTPUT)]
 
 
@@ -73,25 +82,64 @@ def fidelity(
     dtype: Dtype = None,
     yarn: Yarn = None,
     verbose: Verbose = False,
+    breakdown: ByLayer = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """How far the next-token distributions stray from dense attention's: KL, total variation, agreement."""
     protocol = Protocol(text, context, rows, gamma, batch)
     models = Models(pair, target, draft, device, dtype, yarn)
-    _run(FIDELITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
+    _run(
+        FIDELITY,
+        protocol,
+        methods,
+        prefill,
+        mapping,
+        models,
+        plot=plot,
+        verbose=verbose,
+        breakdown=breakdown,
+        json=json,
+    )
+
+
+class PerplexityProtocol(Enum):
+    """Proportions of a text: what is read densely, and what is decoded with the method."""
+
+    PAPER = "paper"
+    """The SpecAttn paper's: the first tenth of a short text is read densely."""
+    LONG = "long"
+    """The next tokens after a long context, as in decoding an answer."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a text, unless told otherwise."""
+        return 2048 if self is PerplexityProtocol.PAPER else 16384
+
+    def rows(self, context: int) -> int:
+        """The tokens of ``context`` that are decoded with the method."""
+        return context * 9 // 10 if self is PerplexityProtocol.PAPER else 1020
 
 
 def perplexity(
     text: Texts,
-    context: Context = 2048,
+    protocol: Annotated[
+        PerplexityProtocol,
+        typer.Option(
+            help="paper: a tenth of 2048 tokens is read densely; long: all but the last 1020 of 16384."
+        ),
+    ] = PerplexityProtocol.PAPER,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Tokens of each text.", show_default="by protocol"),
+    ] = None,
     rows: Annotated[
         int | None,
         typer.Option(
             metavar="R",
             min=1,
             help="The last tokens, which are decoded with the method.",
-            show_default="90 % of the context",
+            show_default="by protocol: 90 % of the context, or 1020",
         ),
     ] = None,
     gamma: FixedGamma = 4,
@@ -107,13 +155,26 @@ def perplexity(
     dtype: Dtype = None,
     yarn: Yarn = None,
     verbose: Verbose = False,
+    breakdown: ByLayer = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Perplexity in the protocol of the SpecAttn paper: the first tenth of the text is read densely."""
-    protocol = Protocol(text, context, context * 9 // 10 if rows is None else rows, gamma, batch)
+    """Perplexity in the protocol of the SpecAttn paper, or at the end of a long context."""
+    size = protocol.context if context is None else context
+    decoded = protocol.rows(size) if rows is None else rows
     models = Models(pair, target, draft, device, dtype, yarn)
-    _run(PERPLEXITY, protocol, methods, prefill, mapping, models, plot=plot, verbose=verbose, json=json)
+    _run(
+        PERPLEXITY,
+        Protocol(text, size, decoded, gamma, batch),
+        methods,
+        prefill,
+        mapping,
+        models,
+        plot=plot,
+        verbose=verbose,
+        breakdown=breakdown,
+        json=json,
+    )
 
 
 @dataclass(frozen=True)
@@ -177,6 +238,7 @@ def _run(
     *,
     plot: Path | None,
     verbose: bool,
+    breakdown: bool,
     json: bool,
 ) -> None:
     """Evaluate and report; an interruption or an error on the way keeps the results that there are."""
@@ -205,7 +267,7 @@ def _run(
     if results:
         console().print(results_table(results, view, by_document=verbose or len(protocol.texts) > 1))
     if json:
-        print_json(_report(pair, protocol, results, view, complete=failure is None))
+        print_json(_report(pair, protocol, results, view, breakdown=breakdown, complete=failure is None))
     if results and plot is not None:
         plot_frontier(results, plot)
     if failure is not None:
@@ -241,10 +303,17 @@ def _evaluate(
 
 
 def _report(
-    pair: Pair, protocol: Protocol, results: Sequence[FidelityResult], view: View, *, complete: bool
+    pair: Pair,
+    protocol: Protocol,
+    results: Sequence[FidelityResult],
+    view: View,
+    *,
+    breakdown: bool,
+    complete: bool,
 ) -> dict[str, Any]:
     """The JSON document."""
     from specattn.environment import environment
+    from specattn.evaluation.summary import intervals
 
     return {
         "pair": pair.name,
@@ -252,7 +321,17 @@ def _report(
         "rows": protocol.rows,
         "gamma": protocol.gamma,
         "documents": [path.stem for path in protocol.texts],
-        "results": [{name: getattr(result, name) for name in view.fields} for result in results],
+        "results": [_row(result, view, breakdown) for result in results],
+        "intervals": {
+            name: {view.interval: ends[view.interval]} for name, ends in intervals(results).items()
+        },
         "complete": complete,
         "environment": environment(pair.device, pair.dtype),
     }
+
+
+def _row(result: FidelityResult, view: View, breakdown: bool) -> dict[str, Any]:
+    row = {name: getattr(result, name) for name in view.fields}
+    if breakdown and result.detail is not None:
+        row["breakdown"] = asdict(result.detail.breakdown)
+    return row

@@ -15,7 +15,7 @@ from specattn.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOG_WIDTH = 120
+LOG_WIDTH = 140
 """Columns where the output is not a terminal."""
 
 

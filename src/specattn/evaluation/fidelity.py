@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from specattn.accounting import ReadMeter, read_fractions
 from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
-from specattn.evaluation.attention_mass import AttentionMass
+from specattn.evaluation.attention_mass import AttentionMass, Breakdown
 from specattn.evaluation.documents import Document
 from specattn.evaluation.evicted_mass import EvictedMass
 from specattn.eviction import Eviction
@@ -44,6 +44,21 @@ REFERENCE_ROWS = 128
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What lies behind the means of a result.
+
+    Attributes:
+        kl: of each round, the mean over its rows.
+        nll_change: of each round, how much the mean negative log-likelihood is above the dense model's, nats.
+        breakdown: attention mass and density by layer and KV head.
+    """
+
+    kl: tuple[float, ...]
+    nll_change: tuple[float, ...]
+    breakdown: Breakdown
+
+
+@dataclass(frozen=True)
 class FidelityResult:
     """One method on one document. Means over the evaluated rows.
 
@@ -57,6 +72,7 @@ class FidelityResult:
         kv_read_fraction, draft_read_fraction: see :func:`specattn.accounting.read_fractions`.
         prefill: how the target read the context before the rows.
         prefill_computed: share of the causal query-key products that it computed to do so.
+        detail: what lies behind the means.
     """
 
     method: str
@@ -72,6 +88,7 @@ class FidelityResult:
     draft_read_fraction: float
     prefill: str = "dense"
     prefill_computed: float = 1.0
+    detail: Detail | None = field(default=None, repr=False)
 
 
 def evaluate(
@@ -140,7 +157,8 @@ def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) 
         raise UsageError(f"rows={rows} must be at least 1 and below context={context}")
     if context > pair.context_limit:
         raise UsageError(
-            f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; use a shorter context"
+            f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; "
+            "use a shorter context, or load them with yarn"
         )
 
 
@@ -206,7 +224,7 @@ class _Session:
 
     def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
-        mass = AttentionMass(len(self.slots), self.target.device)
+        mass = AttentionMass()
         target = self._copy(method) if isinstance(method, Evicting) else self.target
         speculator = Speculator(target, self.draft, method, mapping, self.pair.vocab_size, mass)
         for runner in (target, *self.runners[1:]):
@@ -214,18 +232,18 @@ class _Session:
                 runner.meter.reset(slot)
         if speculator.eviction is not None:
             self._evict(speculator.eviction, mass)
-        sums = torch.zeros(len(self.slots), 5, dtype=torch.float64, device=self.target.device)
+        sums: list[Tensor] = []
         for start in range(self.prefix, self.context, self.gamma + 1):
             count = min(self.gamma + 1, self.context - start)
-            sums += self._compare(start, self._decode(speculator, start, count))
+            sums.append(self._compare(start, self._decode(speculator, start, count)))
             for slot in self.slots:
                 speculator.commit(slot, start + count)
             self.progress(f"{self._label}: {method.name}", count)
         self._rewind(self.prefix)
-        means = (sums / self.rows).tolist()
+        rounds = torch.stack(sums, dim=1).cpu()  # [batch, rounds, figures]
         meters = target.meter, self.draft.meter if self.draft else None
         return [
-            self._result(method, slot, means[slot], mass.mean(slot), read_fractions(*meters, slot))
+            self._result(method, slot, rounds[slot], mass, read_fractions(*meters, slot))
             for slot in self.slots
         ]
 
@@ -291,9 +309,10 @@ class _Session:
         return torch.stack(figures)
 
     def _result(
-        self, method: Method, slot: int, means: list[float], mass: float, fractions: tuple[float, float]
+        self, method: Method, slot: int, sums: Tensor, mass: AttentionMass, fractions: tuple[float, float]
     ) -> FidelityResult:
-        kl, variation, agreement, nll, nll_dense = means
+        """The result from the sums of each round, ``[rounds, figures]``."""
+        kl, variation, agreement, nll, nll_dense = (sums.sum(0) / self.rows).tolist()
         return FidelityResult(
             method=method.name,
             options=method.options(),
@@ -303,12 +322,20 @@ class _Session:
             top1_agreement=agreement,
             perplexity=math.exp(nll),
             perplexity_dense=math.exp(nll_dense),
-            attention_mass=mass,
+            attention_mass=mass.mean(slot),
             kv_read_fraction=fractions[0],
             draft_read_fraction=fractions[1],
             prefill=self.prefill.spec(),
             prefill_computed=self.target.prefill_meter.fraction(slot),
+            detail=self._detail(sums, mass.breakdown(slot)),
         )
+
+    def _detail(self, sums: Tensor, breakdown: Breakdown) -> Detail:
+        counts = torch.full((len(sums),), self.gamma + 1)
+        counts[-1] = self.rows - (len(sums) - 1) * (self.gamma + 1)
+        means = sums / counts[:, None]
+        kl, nll_change = means[:, 0].tolist(), (means[:, 3] - means[:, 4]).tolist()
+        return Detail(tuple(kl), tuple(nll_change), breakdown)
 
     def _rewind(self, length: int) -> None:
         for runner in self.runners:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields
-from math import exp, log
+from math import exp, expm1, log
 from pathlib import Path
 from statistics import fmean
 
 from specattn.errors import UsageError
+from specattn.evaluation.bootstrap import interval
 from specattn.evaluation.fidelity import FidelityResult
 from specattn.selection.registry import method_class
 
-NAMES = ("method", "options", "document", "prefill")
+NAMES = ("method", "options", "document", "prefill", "detail")
 FIGURES = [field.name for field in fields(FidelityResult) if field.name not in NAMES]
 
 
@@ -51,6 +52,27 @@ def means(results: Sequence[FidelityResult]) -> dict[str, dict[str, float]]:
     for result in results:
         groups[label(result)].append(result)
     return {name: {f: _mean(f, group) for f in FIGURES} for name, group in groups.items()}
+
+
+def intervals(results: Sequence[FidelityResult]) -> dict[str, dict[str, tuple[float, float] | None]]:
+    """The 95 % bootstrap intervals of each label: of ``kl``, and of ``change``, perplexity against the dense model's.
+
+    Over the documents where there are several, so that they speak of documents of this kind; over the rounds of a
+    single one, so that they speak of that document.
+    """
+    groups: dict[str, list[FidelityResult]] = defaultdict(list)
+    for result in results:
+        groups[label(result)].append(result)
+    return {name: _intervals(group) for name, group in groups.items()}
+
+
+def _intervals(group: Sequence[FidelityResult]) -> dict[str, tuple[float, float] | None]:
+    kl: Sequence[float] = [result.kl for result in group]
+    change: Sequence[float] = [log(result.perplexity / result.perplexity_dense) for result in group]
+    if len(group) == 1 and group[0].detail is not None:
+        kl, change = group[0].detail.kl, group[0].detail.nll_change
+    logs = interval([change])
+    return {"kl": interval([kl]), "change": logs and (expm1(logs[0]), expm1(logs[1]))}
 
 
 def _mean(figure: str, group: Sequence[FidelityResult]) -> float:

@@ -82,7 +82,10 @@ class Ruler(Task):
         if make is None:
             return LeftOut(id, f"{name} needs its data: give a JSON file with --qa", group)
         random = Random(f"{self.seed}/{name}/{length}/{number}")
-        puzzle = make(random, pair.tokenizer, budget(pair, length, NEW_TOKENS[name]))
+        try:
+            puzzle = make(random, pair.tokenizer, budget(pair, length, NEW_TOKENS[name]))
+        except UsageError as error:  # this task cannot be so short or so long, others may
+            return LeftOut(id, f"{name}: {error}", group)
         return Sample(
             id=id,
             prompt=puzzle.prompt,
