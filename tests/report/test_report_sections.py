@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from report_runs import benchmark, evaluation, generation, row, write
 
 import specattn
@@ -11,7 +12,7 @@ from specattn.report.build import build
 from specattn.report.content import Column, Figure, Section, Table, Text
 from specattn.report.evaluations import Evaluation, parse_evaluation
 from specattn.report.runs import read_runs
-from specattn.report.sections import fidelity, generations, perplexity, speed
+from specattn.report.sections import fidelity, generations, layers, perplexity, speed
 
 MAPPING = Path(specattn.__file__).parent / "mapping" / "data" / "qwen2.5-coder.safetensors"
 
@@ -74,6 +75,39 @@ def test_fidelity_of_several_documents() -> None:
     assert table.rows[0][3] == 0.2
     assert [list(line)[1:] for line in by_document.rows] == [[0.1, 0.3], [0.3, None]]
     assert by_document.fold == "KL of each document"
+
+
+def test_intervals_are_those_of_the_run_or_over_its_documents() -> None:
+    rows = [row("streaming", 0.2, kl, text) for kl, text in ((0.1, "a"), (0.1, "b"))]
+    computed = tables(fidelity.sections(parsed(*rows))[0])[0]
+    place = [column.heading for column in computed.columns].index("95 %")
+    assert computed.rows[0][place] == "0.1000 to 0.1000"
+    given = parsed(row("streaming", 0.2, 0.1), intervals={"streaming": {"kl": [0.05, 0.15]}})
+    assert tables(fidelity.sections(given)[0])[0].rows[0][place] == "0.0500 to 0.1500"
+    assert tables(fidelity.sections(parsed(row("streaming", 0.2, 0.1)))[0])[0].rows[0][place] is None
+
+
+def test_layers_of_evaluations_with_a_breakdown() -> None:
+    def layered(document: str, density: float) -> dict[str, object]:
+        breakdown = {
+            "layers": [2, 3],
+            "density": [[density, 0.4], [0.1, 0.1]],
+            "mass": [[1.0, 0.8], [0.5, 0.5]],
+        }
+        return row("streaming", 0.2, 0.1, document) | {"breakdown": breakdown}
+
+    runs = parsed(layered("a", 0.2), layered("b", 0.4), row("random", 0.2, 0.1, "a"))
+    density, mass = layers.figures(runs[0])
+    assert density.table is not None and mass.table is not None
+    assert [column.heading for column in density.table.columns] == ["method", "2", "3"]
+    assert [list(line) for line in density.table.rows] == [["streaming", pytest.approx(0.35), 0.1]]
+    assert mass.table.rows[0][1] == 0.9
+    assert density.svg.count('class="cell"') == 2
+    assert [figure.caption for figure in figures(fidelity.sections(runs)[0])][1:] == [
+        density.caption,
+        mass.caption,
+    ]
+    assert layers.figures(parsed(row("random", 0.2, 0.1))[0]) == []
 
 
 def test_an_interrupted_run_says_so() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from specattn.report.svg import line, picture, tag, text, title
 
-LEFT, TOP, BOTTOM, HEIGHT = 56.0, 22.0, 46.0, 220.0
+LEFT, TOP, BOTTOM, HEIGHT = 12.0, 22.0, 46.0, 220.0
 
 
 def bars(

@@ -10,7 +10,7 @@ from typing import Any
 
 from specattn.errors import UsageError
 from specattn.evaluation.fidelity import FidelityResult
-from specattn.evaluation.summary import label
+from specattn.evaluation.summary import intervals, label
 
 PROTOCOL = ("pair", "context", "rows", "gamma")
 FREE = ("oracle", "topk")
@@ -26,6 +26,7 @@ class Evaluation:
         documents: names of the texts.
         results: one for each method and document; figures that were not reported are NaN.
         raw: the same as they stand in the file.
+        intervals: 95 % intervals of ``kl`` and ``change`` by label, as far as they are known.
         complete: whether nothing was interrupted.
         environment: what it was measured with.
     """
@@ -34,6 +35,7 @@ class Evaluation:
     documents: Sequence[str]
     results: Sequence[FidelityResult]
     raw: Sequence[Mapping[str, Any]]
+    intervals: Mapping[str, Mapping[str, Any]]
     complete: bool
     environment: Mapping[str, Any]
 
@@ -68,6 +70,7 @@ def parse_evaluation(document: Mapping[str, Any], name: str) -> Evaluation:
         tuple(dict.fromkeys(result.document for result in results)),
         results,
         rows,
+        document.get("intervals") or intervals(results),
         bool(document.get("complete", True)),
         document.get("environment") or {},
     )
@@ -105,8 +108,14 @@ def _merge(group: Sequence[Evaluation]) -> Evaluation:
         group[0],
         results=[result for result, _ in first.values()],
         raw=[row for _, row in first.values()],
+        intervals={name: ends for part in reversed(group) for name, ends in part.intervals.items()},
         complete=all(part.complete for part in group),
     )
+
+
+def show_interval(ends: Sequence[float] | None, form: str) -> str | None:
+    """Both ends of an interval; nothing if it is not known."""
+    return f"{ends[0]:{form}} to {ends[1]:{form}}" if ends else None
 
 
 def is_yardstick(name: str) -> bool:

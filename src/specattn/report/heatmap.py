@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 
 from specattn.report.svg import picture, tag, text, title
 
-LEFT, TOP, BOTTOM = 96.0, 28.0, 34.0
-WIDEST, TALLEST = 900.0, 620.0
+TOP, BOTTOM = 28.0, 40.0
+NARROWEST, CHARACTER = 96.0, 6.8
+"""Width of the rows' names: at least, and of a character."""
+
+WIDEST, TALLEST, LOWEST = 900.0, 620.0, 16.0
 
 Grid = Sequence[Sequence[float | None]]
 
@@ -36,8 +39,9 @@ def heatmap(
     known = [value for row in values for value in row if value is not None]
     low = min(known, default=0.0) if low is None else low
     high = max(known, default=1.0) if high is None else high
-    wide = min(72.0 if show else 30.0, (WIDEST - LEFT) / max(1, len(columns)))
-    tall = min(30.0 if show else 22.0, TALLEST / max(1, len(rows)))
+    left = max(NARROWEST, 16 + CHARACTER * max((len(name) for name in rows), default=0))
+    wide = min(72.0 if show else 30.0, (WIDEST - left) / max(1, len(columns)))
+    tall = max(LOWEST, min(30.0 if show else 22.0, TALLEST / max(1, len(rows))))
     cells = []
     for i, row in enumerate(values):
         for j, value in enumerate(row):
@@ -45,14 +49,14 @@ def heatmap(
                 share = 0.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low)))
                 where = f"{labels[0]} {rows[i]}, {labels[1]} {columns[j]}: {value:.4g}"
                 cells.append(
-                    _cell((LEFT + j * wide, TOP + i * tall), (wide, tall), share, where, show and show(value))
+                    _cell((left + j * wide, TOP + i * tall), (wide, tall), share, where, show and show(value))
                 )
     marks = [
-        tag("circle", cx=LEFT + (column + 0.5) * wide, cy=TOP + (i + 0.5) * tall, r=min(wide, tall) * 0.22)
+        tag("circle", cx=left + (column + 0.5) * wide, cy=TOP + (i + 0.5) * tall, r=min(wide, tall) * 0.22)
         for i, column in enumerate(path)
     ]
-    width, height = LEFT + wide * len(columns) + 12, TOP + tall * len(rows) + BOTTOM
-    names = _names(rows, columns, labels, wide, tall)
+    width, height = left + wide * len(columns) + 12, TOP + tall * len(rows) + BOTTOM
+    names = _names(rows, columns, labels, (left, wide, tall))
     return picture(
         width,
         height,
@@ -85,24 +89,21 @@ def _cell(
 
 
 def _names(
-    rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str], wide: float, tall: float
+    rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str], sizes: tuple[float, float, float]
 ) -> str:
     """Names of rows and columns, thinned out where there is no room for all."""
-    every_row, every_column = max(1, round(14 / tall)), max(1, -(-_longest(columns) // max(1, int(wide))))
+    left, wide, tall = sizes
+    every_column = max(1, -(-_longest(columns) // max(1, int(wide))))
     bottom = TOP + tall * len(rows)
-    shown = [
-        text(name, LEFT - 8, TOP + (i + 0.5) * tall + 4, "end")
-        for i, name in enumerate(rows)
-        if i % every_row == 0
-    ]
+    shown = [text(name, left - 8, TOP + (i + 0.5) * tall + 4, "end") for i, name in enumerate(rows)]
     shown += [
-        text(name, LEFT + (j + 0.5) * wide, bottom + 16, "middle")
+        text(name, left + (j + 0.5) * wide, bottom + 16, "middle")
         for j, name in enumerate(columns)
         if j % every_column == 0
     ]
     shown += [
-        text(labels[1], LEFT + wide * len(columns) / 2, bottom + 32, "middle", "axis"),
-        text(labels[0], LEFT - 8, TOP - 10, "end", "axis"),
+        text(labels[1], left + wide * len(columns) / 2, bottom + 32, "middle", "axis"),
+        text(labels[0], left - 8, TOP - 10, "end", "axis"),
     ]
     return tag("g", *shown, class_="axes")
 

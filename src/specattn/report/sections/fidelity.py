@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from specattn.evaluation.summary import curve, label, means
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
-from specattn.report.evaluations import Evaluation, is_yardstick
+from specattn.report.evaluations import Evaluation, is_yardstick, show_interval
 from specattn.report.lines import line_chart, percent
 from specattn.report.machines import machine
+from specattn.report.sections import layers
 
 GOAL = 0.01
 """The divergence, in nats a token, at which the summary compares methods."""
@@ -51,9 +52,10 @@ def _section(evaluation: Evaluation) -> Section:
             curves, "KV bytes read by the target", "KL(dense ‖ sparse), nats a token", plain, percent
         )
         blocks.append(Figure(svg, caption))
-    blocks.append(_table(figures))
+    blocks.append(_table(evaluation, figures))
     if len(evaluation.documents) > 1:
         blocks.append(_by_document(evaluation))
+    blocks += layers.figures(evaluation)
     return Section(f"Fidelity at {evaluation.protocol['context']:,} tokens", blocks)
 
 
@@ -96,15 +98,19 @@ def _curves(
     return {name: list(points.values()) for name, points in lines.items()}
 
 
-def _table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+def _table(evaluation: Evaluation, figures: Mapping[str, Mapping[str, float]]) -> Table:
     best = frontier_of(figures)
     rows = [
         [name, *(row[figure] for figure, _ in COLUMNS.values()), _change(row)]
         for name, row in figures.items()
     ]
     columns = [Column("method"), *(Column(title, form) for title, (_, form) in COLUMNS.items())]
-    marked = frozenset(number for number, name in enumerate(figures) if name in best)
-    return Table([*columns, Column("against dense", "+.2%")], rows, marked, BEST)
+    columns.append(Column("against dense", "+.2%"))
+    place = 2 + list(COLUMNS).index("KL")
+    columns.insert(place, Column("95 %"))
+    for name, row in zip(figures, rows, strict=True):
+        row.insert(place, show_interval(evaluation.intervals.get(name, {}).get("kl"), ".4f"))
+    return Table(columns, rows, frozenset(n for n, name in enumerate(figures) if name in best), BEST)
 
 
 def _change(row: Mapping[str, float]) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from specattn.evaluation.summary import label, means
 from specattn.report.content import Column, Key, Section, Table, Text
-from specattn.report.evaluations import Evaluation, is_yardstick
+from specattn.report.evaluations import Evaluation, is_yardstick, show_interval
 from specattn.report.sections.fidelity import describe
+from specattn.report.sections.layers import figures
 
 GOAL = 0.005
 """The rise of perplexity at which the summary compares methods."""
@@ -33,6 +34,7 @@ def _section(evaluation: Evaluation) -> Section:
             row["perplexity"],
             row["perplexity_dense"],
             row["perplexity"] / row["perplexity_dense"] - 1,
+            show_interval(evaluation.intervals.get(name, {}).get("change"), "+.2%"),
             1 - row["kv_read_fraction"],
             row["draft_read_fraction"],
         ]
@@ -44,11 +46,12 @@ def _section(evaluation: Evaluation) -> Section:
         Column("perplexity", ".3f"),
         Column("dense", ".3f"),
         Column("change", "+.2%"),
+        Column("95 %"),
         Column("KV read less", ".1%"),
         Column("draft read", ".1%"),
     ]
     title = f"Perplexity at {evaluation.protocol['context']:,} tokens"
-    return Section(title, [Text(describe(evaluation)), Table(columns, rows)])
+    return Section(title, [Text(describe(evaluation)), Table(columns, rows), *figures(evaluation)])
 
 
 def _key(evaluation: Evaluation) -> list[Key]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
+from specattn.report.evaluations import show_interval
 from specattn.report.heatmap import heatmap
 from specattn.report.machines import machine
 from specattn.report.sections.generations import histogram
@@ -74,12 +75,8 @@ def _methods(run: TaskRun) -> Table:
     if run.metric:
         columns.insert(2, Column("95 %"))
         for row, figures in zip(rows, run.methods.values(), strict=True):
-            row.insert(2, _interval(figures.get("interval")))
+            row.insert(2, show_interval(figures.get("interval"), ".1%"))
     return Table(columns, rows)
-
-
-def _interval(interval: Sequence[float] | None) -> str | None:
-    return f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else None
 
 
 def _groups(run: TaskRun) -> Table:
