@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from tiny import MODEL_TYPES, tiny_mapping, tiny_pair
 
+from specattn.byte_model import ByteModel, Footprint
 from specattn.engine import Engine
 from specattn.errors import CacheFullError, UsageError
 from specattn.generation import generate
 from specattn.pairs import Pair
+from specattn.plan import Plan
 from specattn.request import Request
 from specattn.sampling import SamplingParams
 
@@ -208,18 +212,54 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch():
     assert alone.tokens == first[1].tokens  # prompt 1 of the batch drew with seed 3 + 1
 
 
+def by_bytes_alone(engine: Engine, draft_weights: int) -> Engine:
+    """An engine whose rounds take as long as their bytes do, with a draft of so many of them."""
+    policy = engine.policy
+    policy.model = ByteModel(Footprint(1000, 0), Footprint(draft_weights, 0))
+    observe = policy.observe
+    policy.observe = lambda plan, size, seconds: observe(plan, size, policy.model.nbytes(plan, 0) * 1e-6)
+    return engine
+
+
 def test_auto_gamma_learns_from_what_is_accepted():
     pair = tiny_pair("llama")
-    with Engine(own_draft(pair), method="dense", gamma="auto", max_tokens=300) as engine:
-        engine.policy.cost = 0.1
+    with by_bytes_alone(Engine(own_draft(pair), method="dense", gamma="auto", max_tokens=300), 100) as engine:
         engine.submit(Request(PROMPT, max_new_tokens=150, ignore_eos=True))
         results = [update.result for update in engine.stream() if update.result]
-    assert max(results[0].accepted_per_round) == engine.policy.limit
-    with Engine(pair, method="dense", gamma="auto", max_tokens=300) as engine:
-        engine.policy.cost = 0.9
+    assert max(results[0].accepted_per_round) == engine.policy.largest_gamma
+    with by_bytes_alone(Engine(pair, method="dense", gamma="auto", max_tokens=300), 900) as engine:
         engine.submit(Request(PROMPT, max_new_tokens=100, ignore_eos=True))
-        list(engine.stream())
-        assert engine.policy.choose() < 3
+        (plain,) = [update.result for update in engine.stream() if update.result]
+        assert engine.policy.report()["rounds"]["dense, no draft"] > 50
+    assert plain.tokens == transformers_greedy(pair, PROMPT, 100)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_draft_catches_up_after_rounds_without_it(fast):
+    """Whatever is chosen, dense rounds give the target's tokens, and a perfect draft is accepted whole."""
+    pair = own_draft(tiny_pair("llama"))
+    plans = itertools.cycle([Plan(4, False), Plan(0, False), Plan(0, False), Plan(2, False)])
+    with Engine(pair, method="dense", gamma="auto", fast=fast, max_tokens=300, max_batch=2) as engine:
+        engine.policy.choose = lambda size: next(plans)
+        ids = [engine.submit(Request(prompt, 60, ignore_eos=True)) for prompt in RAGGED[:2]]
+        results = {update.id: update.result for update in engine.stream() if update.result}
+    for id, prompt in zip(ids, RAGGED, strict=False):
+        assert results[id].tokens == transformers_greedy(pair, prompt, 60)
+        assert results[id].accepted_per_round[:8] == [4, 0, 0, 2] * 2
+
+
+@pytest.mark.parametrize(
+    "method,fast", [("specattn:p=0.3", False), ("specattn:p=0.3", True), ("quest:budget=0.2:page=4", False)]
+)
+def test_a_fallback_reads_everything(method, fast):
+    pair = tiny_pair("llama")
+    options = {"method": method, "mapping": tiny_mapping(pair), "fast": fast, "max_tokens": 300}
+    with Engine(pair, fallback=True, **options) as engine:
+        engine.policy.choose = lambda size: Plan(4, False)
+        engine.submit(Request(PROMPT, max_new_tokens=24, ignore_eos=True))
+        (result,) = [update.result for update in engine.stream() if update.result]
+    assert result.tokens == transformers_greedy(pair, PROMPT, 24)
+    assert result.kv_read_fraction == 1.0 and result.accepted_per_round
 
 
 def test_a_failing_request_frees_its_pages_and_leaves_the_others_running(monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import fake_flashinfer
 import pytest
 import torch
 from tiny import tiny_mapping, tiny_pair
 
 from specattn.attention import attached
+from specattn.errors import UsageError
+from specattn.fast.operations import Operations, operations_for, references, with_flashinfer
 from specattn.fast.speculator import FastSpeculator, unsupported
 from specattn.pairs import Pair
 from specattn.runner import ModelRunner
@@ -17,7 +20,7 @@ from specattn.selection.registry import parse_method
 from specattn.speculation import Batch, Speculator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PROMPTS = [list(range(3, 40)), list(range(90, 30, -1)), list(range(5, 25))]
+PROMPTS = [list(range(3, 40)), list(range(90, 30, -1)), list(range(5, 25)), list(range(10, 80, 3))]
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, seed=5)
 CUT = SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=9)
@@ -26,15 +29,15 @@ CUT = SamplingParams(temperature=1.3, top_k=20, top_p=0.9, seed=9)
 class Rounds:
     """Requests that are decoded round by round."""
 
-    def __init__(self, pair: Pair, method: str, *, fast: bool) -> None:
+    def __init__(self, pair: Pair, method: str, *, fast: bool, operations: Operations | None = None) -> None:
         self.pair = pair
         size = {"tokens": 400, "slots": 4, "max_length": 128}
         target = ModelRunner(pair.target, **size)
         draft = None if pair.draft is None else ModelRunner(pair.draft, **size)
         mapping = tiny_mapping(pair).to(DEVICE) if method.startswith("specattn") else None
         slow = Speculator(target, draft, parse_method(method), mapping, pair.vocab_size)
-        assert not fast or unsupported(slow) is None
-        self.speculator = FastSpeculator(slow) if fast else slow
+        assert DEVICE == "cuda" or not fast or unsupported(slow.method, pair.models) is None
+        self.speculator = FastSpeculator(slow, operations) if fast else slow
 
     def run(
         self, params: list[SamplingParams], rounds: int, gamma: int
@@ -65,7 +68,7 @@ class Rounds:
 
 def make(model_type: str, **options) -> Pair:
     """A target and a draft that is a little different from it, so that some tokens are accepted and some are not."""
-    pair = tiny_pair(model_type, **options)
+    pair = tiny_pair(model_type, head_dim=32, **options)
     draft = copy.deepcopy(pair.target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -76,14 +79,20 @@ def make(model_type: str, **options) -> Pair:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize(
-    "method", ["dense", "specattn:p=0.6:map=global", "specattn-paper:p=0.7:aggregate=mean"]
+    "method",
+    [
+        "dense",
+        "specattn:p=0.6:map=global",
+        "specattn-paper:p=0.7:aggregate=mean",
+        "specattn:p=0.4:tail=0.1:seed=3",
+    ],
 )
 def test_greedy_rounds(model_type, method):
     pair = make(model_type, layers=4)
     results = [Rounds(pair, method, fast=fast).run([GREEDY] * 3, 8, 4) for fast in (False, True)]
     assert results[1][0] == results[0][0]
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-6)
-    produced = sum(map(len, results[1][0])) - sum(map(len, PROMPTS))
+    produced = sum(map(len, results[1][0])) - sum(map(len, PROMPTS[:3]))
     assert 3 * 8 < produced < 3 * 8 * 5, "some tokens were accepted, some were not"
 
 
@@ -93,6 +102,27 @@ def test_sampled_rounds(params, method):
     pair = make("qwen2", layers=4)
     slow, fast = (Rounds(pair, method, fast=fast).run(params, 8, 3) for fast in (False, True))
     assert fast[0] == slow[0]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the stand-in and references are for the CPU")
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6"])
+def test_rounds_with_flashinfer(method, monkeypatch):
+    plans = fake_flashinfer.install(monkeypatch).plans
+    monkeypatch.setattr("specattn.kernels.flashinfer_attention.WORKSPACE_BYTES", 16)
+    pair = make("qwen2", layers=4)
+    operations = with_flashinfer(references(), torch.device(DEVICE))
+    assert references().captured and not operations.captured
+    found = Rounds(pair, method, fast=True, operations=operations).run([GREEDY] * 3, 4, 3)
+    assert found == Rounds(pair, method, fast=True).run([GREEDY] * 3, 4, 3)
+    dense = 1 if method == "dense" else 1 + 2  # one plan for all dense layers, one for each sparse layer
+    assert plans == ["Prefill"] * 4 * dense
+
+
+def test_unknown_attention_and_flashinfer_without_a_gpu_are_refused():
+    with pytest.raises(UsageError, match="attention='cudnn' is unknown; choose one of triton, flashinfer"):
+        operations_for(torch.device("cpu"), "cudnn")
+    with pytest.raises(UsageError, match="needs a CUDA GPU, not cpu"):
+        operations_for(torch.device("cpu"), "flashinfer")
 
 
 def test_plain_decoding():
@@ -120,13 +150,16 @@ def test_batches_and_gammas_change_between_rounds():
         ("gpt_neox", "dense", "not gpt_neox"),
         ("llama", "oracle:p=0.9", "has no fast path yet"),
         ("llama", "specattn:aggregate=union", "aggregate=mean only"),
+        ("llama", "specattn:eps=0.1", "eps=0 only"),
+        ("llama", "specattn:centroids=64", "centroids=0 only"),
+        ("llama", "specattn:signals=both", "signals=draft only"),
     ],
 )
 def test_what_has_no_fast_path_says_why(model_type, method, reason):
     pair = make(model_type)
     target, draft = (ModelRunner(model, tokens=64, slots=1) for model in pair.models)
     speculator = Speculator(target, draft, parse_method(method), tiny_mapping(pair), pair.vocab_size)
-    assert reason in unsupported(speculator)
+    assert reason in unsupported(speculator.method, pair.models)
 
 
 def test_sliding_windows_and_long_rotary_embeddings_are_left_to_transformers():

@@ -145,6 +145,8 @@ def random_mapping(geometry: Geometry, *, heads: int = 3, seed: int = 0, **names
         global_heads=torch.randperm(geometry.draft_rows, generator=generator)[:heads].sort().values,
         global_kv=mixture(geometry.kv_heads, heads),
         global_query=mixture(geometry.query_heads, heads),
+        signal_weight=torch.rand(geometry.target_layers, generator=generator),
+        signal_half_life=1 + 99 * torch.rand(geometry.target_layers, generator=generator),
         metadata=MappingMetadata(
             **known,
             geometry=geometry,

@@ -67,6 +67,11 @@ class ReadMeter:
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, everything * self.geometry.layers)
 
+    def add_keys(self, slots: Tensor, visible: Tensor) -> None:
+        """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers."""
+        nbytes = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes / 2)
+        self.read.index_add_(0, slots, nbytes * self.geometry.layers)
+
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1
         if window is not None:
@@ -104,8 +109,12 @@ class PrefillMeter:
 
 
 def read_fractions(target: ReadMeter, draft: ReadMeter | None, slot: int) -> tuple[float, float]:
-    """``kv_read_fraction`` and ``draft_read_fraction`` of the request in ``slot``: both over the target's full read."""
-    full = float(target.full[slot])
-    if full == 0:
-        return 0.0, 0.0
-    return float(target.read[slot]) / full, (float(draft.read[slot]) / full if draft else 0.0)
+    """The :func:`fractions` of the request in ``slot``."""
+    return fractions(
+        float(target.read[slot]), float(target.full[slot]), float(draft.read[slot]) if draft else 0.0
+    )
+
+
+def fractions(read: float, full: float, draft: float) -> tuple[float, float]:
+    """``kv_read_fraction`` and ``draft_read_fraction``: what target and draft read, over the target's full reads."""
+    return (read / full, draft / full) if full else (0.0, 0.0)

@@ -6,7 +6,7 @@ cache and lets the step's *attend* strategy answer: dense, dense with exported s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -190,16 +190,18 @@ class ExportAttend(DenseAttend):
 
 
 class SelectionObserver(Protocol):
-    """Looks at a sparse layer's selection beside the exact attention: for audits and evaluation."""
+    """Looks at a sparse layer's selection and output beside the exact attention: for audits and evaluation."""
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None: ...
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None: ...
 
 
 class SparseAttend:
     """Only what ``method`` selects is read; its dense layers and sliding-window layers stay as they are."""
 
-    def __init__(self, method: Method, state: RoundState, observer: SelectionObserver | None = None) -> None:
-        self.method, self.state, self.observer = method, state, observer
+    def __init__(
+        self, method: Method, state: RoundState, observers: Sequence[SelectionObserver] = ()
+    ) -> None:
+        self.method, self.state, self.observers = method, state, observers
         self.prepared = method.prepare(state)
         self.dense = DenseAttend()
 
@@ -212,10 +214,11 @@ class SparseAttend:
         selection = trim(self.method.select(layer_state))
         if step.meter is not None:
             step.meter.add_selection(step.slots, step.positions, selection)
-        if self.observer is not None:
-            self.observer(step, call, selection)
         keys, values = step.cache.gather(call.layer, step.slots, selection.indices)
-        return sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
+        output = sparse_attention(call.query, keys, values, selection, step.positions, call.scaling)
+        for observer in self.observers:
+            observer(step, call, selection, output)
+        return output
 
 
 class StepSource:

@@ -54,8 +54,7 @@ class ContiguousSource:
 
     def keys(self, layer: int) -> list[Tensor]:
         """Keys ``[length, kv_heads, head_dim]`` of each request."""
-        spans = zip(self.first.tolist(), self.lengths.tolist(), strict=True)
-        return [self.all_keys[b, :, f : f + n].transpose(0, 1) for b, (f, n) in enumerate(spans)]
+        return self._spans(self.all_keys)
 
     def gather(self, layer: int, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[batch, kv_heads, n, head_dim]`` of the tokens ``indices``."""
@@ -70,7 +69,7 @@ class ContiguousSource:
     def store(self, spec: StoreSpec) -> SideStore:
         """A store of these keys, made on the spot."""
         requests = self.keys(self.layer)
-        pool = _Pool.of(self.layer, requests, self._width)
+        pool = _Pool.of(self.layer, requests, self._spans(self.all_values), self._width)
         store = spec.build(pool)
         for slot, keys in enumerate(requests):
             slots = torch.tensor([slot], device=keys.device)
@@ -79,6 +78,11 @@ class ContiguousSource:
                 self.layer, slots, positions, pool.rows(slots, positions), keys.transpose(0, 1)[None]
             )
         return store
+
+    def _spans(self, columns: Tensor) -> list[Tensor]:
+        """What each request has of ``[batch, kv_heads, columns, head_dim]``: ``[length, kv_heads, head_dim]``."""
+        spans = zip(self.first.tolist(), self.lengths.tolist(), strict=True)
+        return [columns[b, :, f : f + n].transpose(0, 1) for b, (f, n) in enumerate(spans)]
 
     @property
     def _width(self) -> int:
@@ -94,18 +98,25 @@ class _Pool:
     geometry: KVGeometry
     device: torch.device
     keys: Sequence[Tensor]
+    values: Sequence[Tensor]
 
     @classmethod
-    def of(cls, layer: int, requests: Sequence[Tensor], width: int) -> _Pool:
-        _, kv_heads, head_dim = requests[0].shape
-        keys = requests[0].new_zeros(len(requests) * width, kv_heads, head_dim)
-        for slot, request in enumerate(requests):
-            keys[slot * width : slot * width + len(request)] = request
-        geometry = KVGeometry(layer + 1, kv_heads, kv_heads, head_dim, keys.dtype)
-        return cls(width, geometry, keys.device, [keys[:0]] * layer + [keys])
+    def of(cls, layer: int, keys: Sequence[Tensor], values: Sequence[Tensor], width: int) -> _Pool:
+        _, kv_heads, head_dim = keys[0].shape
+        geometry = KVGeometry(layer + 1, kv_heads, kv_heads, head_dim, keys[0].dtype)
+        pools = [_spread(requests, width) for requests in (keys, values)]
+        return cls(width, geometry, keys[0].device, *([pool[:0]] * layer + [pool] for pool in pools))
 
     def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
         return _rows(slots, positions, self.width)
+
+
+def _spread(requests: Sequence[Tensor], width: int) -> Tensor:
+    """Tensors ``[length, ...]`` in one, each at a multiple of ``width`` rows."""
+    pool = requests[0].new_zeros(len(requests) * width, *requests[0].shape[1:])
+    for slot, request in enumerate(requests):
+        pool[slot * width : slot * width + len(request)] = request
+    return pool
 
 
 def _rows(slots: Tensor, positions: Tensor, width: int) -> Tensor:

@@ -1,6 +1,11 @@
 """The engine: requests come and go between rounds, results stream out.
 
 A round serves every active request at once; requests are admitted when there is room in the caches.
+
+On the fast path the next round is launched before the host has read the last one, which the round does not need: what
+it begins with is on the device. A request that turns out to have ended in the last round has then had one round too
+many. Nothing is left of it: its tokens are not looked at, the account is the one before it, and whoever gets the
+request's pages writes them after that round, since all work on the device is done in the order of its launches.
 """
 
 from __future__ import annotations
@@ -14,22 +19,28 @@ from typing import Any
 
 import torch
 
-from specattn.accounting import read_fractions
+from specattn.accounting import fractions
 from specattn.attention import attached
+from specattn.breakeven import BreakEven
+from specattn.byte_model import ByteModel
+from specattn.audit import Audit, check_audit
 from specattn.errors import CacheFullError, SpecAttnError
-from specattn.gamma import GammaPolicy, check_gamma
+from specattn.gamma import check_gamma
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
+from specattn.path import choose_path
+from specattn.plan import Plan, candidates
 from specattn.prefill.base import PrefillMethod
 from specattn.prefill.registry import resolve_prefill
 from specattn.request import ActiveRequest, GenerationResult, Request
+from specattn.rounds import Flight, Rounds, TorchRounds, size_of
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method
 from specattn.selection.eviction import check_prefill
 from specattn.selection.registry import parse_method
-from specattn.speculation import Batch, Speculator
+from specattn.speculation import Speculator
 from specattn.text import TextStream
 
 Progress = Callable[[str, int], None]
@@ -55,12 +66,17 @@ class Engine:
         mapping: the calibrated map; the pair's own if ``None``.
         gamma: draft tokens a round, or ``auto``.
         prefill: how the target reads prompts, a prefill method or its name with options; the draft reads densely.
+        fast: whether rounds run on the device alone (docs/architecture.md); ``None``: on a GPU, where they can.
+        fallback: whether rounds in which the method does not pay read everything, or do without the draft; ``None``:
+            on the fast path on a GPU. What pays is measured, so which tokens a sparse method gives may then differ
+            from run to run.
+        audit: share of the rounds' layers and KV heads that are compared with exact attention, see :class:`Audit`.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
 
     Raises:
-        UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, or the
-            prefill method cannot serve the target.
+        UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, the
+            prefill method cannot serve the target, or the fast path was asked for and cannot be taken.
         CacheFullError: if the caches do not fit in memory.
     """
 
@@ -72,6 +88,9 @@ class Engine:
         mapping: Mapping | None = None,
         gamma: int | str = 4,
         prefill: PrefillMethod | str = "dense",
+        fast: bool | None = None,
+        fallback: bool | None = None,
+        audit: float = 0.0,
         max_batch: int = 1,
         max_tokens: int,
         progress: Progress | None = None,
@@ -81,12 +100,17 @@ class Engine:
         self.method = parse_method(method) if isinstance(method, str) else method
         self.prefill = resolve_prefill(prefill, pair.target.config)
         check_prefill(self.method, self.prefill)
+        check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
-        self.policy = GammaPolicy(gamma, cost=_draft_cost(pair))
+        self.path = choose_path(pair, self.method, fast, audited=audit > 0)
+        if fallback is None:
+            fallback = self.path.fast and pair.device.type == "cuda"
+        plans = candidates(self.method, gamma, drafting=pair.draft is not None, fallback=fallback)
+        self.policy = BreakEven(plans, ByteModel.of(pair))
         self._progress = progress
-        # A round writes up to gamma tokens beyond the last that counts.
-        self._slack = self.policy.largest + 1
+        # A round writes up to gamma tokens beyond the last that counts; one too many goes on behind them.
+        self._slack = (self.policy.largest_gamma + 1) * (2 if self.path.fast else 1)
         size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
@@ -94,9 +118,13 @@ class Engine:
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
-        self.speculator = Speculator(target, draft, self.method, mapping, pair.vocab_size)
+        self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
+        slow = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
+        self._rounds = _rounds(slow, self.path.fast)
+        self.speculator = self._rounds.speculator
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, ActiveRequest] = {}
+        self._flight: Flight | None = None
         self._next_id = 0
         self._exit = ExitStack()
 
@@ -141,7 +169,10 @@ class Engine:
             yield from self.advance()
 
     def advance(self) -> list[Update]:
-        """Admit what fits, run one round for all active requests, and report what is new."""
+        """Admit what fits, run one round for all active requests, and report what is new.
+
+        On the fast path the news are those of the round before.
+        """
         updates = self._admit()
         if self._active:
             updates += self._round()
@@ -166,6 +197,7 @@ class Engine:
                 active.finish_reason = "error"
                 updates.append(Update(id, [], "", self._finish(id, error=str(error))))
                 continue
+            self._rounds.enter(active)
             updates.append(self._update(id, 0))
         return updates
 
@@ -183,6 +215,8 @@ class Engine:
         for runner in self._runners:
             runner.meter.reset(slots[0])
             runner.prefill_meter.reset(slots[0])
+        if self.audit is not None:
+            self.audit.begin(slots[0], request.sampling.seed)
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
         return ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
@@ -211,46 +245,88 @@ class Engine:
     # Rounds
 
     def _round(self) -> list[Update]:
-        ids = [id for id, active in self._active.items() if active.finish_reason is None]
-        if not ids:
-            return []
-        requests = [self._active[id] for id in ids]
-        gamma = self._gamma(requests)
-        outcome = self.speculator.round(self._batch(requests), gamma)
-        tokens, counts = outcome.tokens.tolist(), outcome.counts.tolist()
-        updates = []
-        for id, active, row, count in zip(ids, requests, tokens, counts, strict=True):
-            before = len(active.tokens)
-            active.accepted.append(count - 1)
-            active.proposed += gamma
-            active.push(row[:count])
-            if gamma:
-                self.policy.observe(count - 1, gamma)
-            self.speculator.commit(active.slot, active.length)
-            updates.append(self._update(id, before))
-        return updates
+        updates, requests = [], self._going_on()
+        plan = self.policy.choose(size_of(requests)) if requests else None
+        if plan and self._must_know(requests, plan):
+            updates, requests = self._drain(), self._going_on()
+        flight = self._launch(requests, plan) if plan and requests else None
+        if self._rounds.ahead:
+            flight, self._flight = self._flight, flight
+        return updates + self._settle(flight)
 
-    def _gamma(self, requests: Sequence[ActiveRequest]) -> int:
-        """The round's draft length: no row lies beyond the context's end.
+    def _going_on(self) -> dict[int, ActiveRequest]:
+        """The requests of the next round: all but those that the round in flight will end, as it has a token."""
+        return {
+            id: active
+            for id, active in self._active.items()
+            if active.finish_reason is None and len(active.tokens) + self._in_flight(id) < active.limit
+        }
 
-        It is not cut to what the requests may still produce: a request's rounds, and with them what a sparse method
+    def _in_flight(self, id: int) -> bool:
+        return self._flight is not None and id in self._flight.requests
+
+    def _must_know(self, requests: dict[int, ActiveRequest], plan: Plan) -> bool:
+        """Whether the next round depends on what the host has not read: near the context's end, or for the draft."""
+        if self._flight is None:
+            return False
+        ahead = self._flight.plan.gamma
+        return self._rows_left(requests) < plan.gamma + ahead + 1 or ahead == 0 < plan.gamma
+
+    def _rows_left(self, requests: dict[int, ActiveRequest]) -> int:
+        """Draft tokens for which the context has room."""
+        return self.pair.context_limit - 1 - max(active.length for active in requests.values())
+
+    def _launch(self, requests: dict[int, ActiveRequest], plan: Plan) -> Flight:
+        """Start a round in which no row lies beyond the context's end.
+
+        gamma is not cut to what the requests may still produce: a request's rounds, and with them what a sparse method
         selects, would then depend on its neighbours. Near the context's end, and with ``auto``, they do.
         """
-        if self.pair.draft is None:
-            return 0
-        room = self.pair.context_limit - 1 - max(active.length for active in requests)
-        return max(0, min(self.policy.choose(), room))
+        plan = Plan(max(0, min(plan.gamma, self._rows_left(requests))), plan.sparse)
+        if plan.gamma:
+            for active in requests.values():
+                self._catch_up(active)
+        return self._rounds.launch(requests, plan)
 
-    def _batch(self, requests: Sequence[ActiveRequest]) -> Batch:
-        device = self.speculator.target.device
-        return Batch(
-            slots=[active.slot for active in requests],
-            lengths=[active.length for active in requests],
-            recent=torch.tensor([active.recent for active in requests], device=device),
-            # Counter 0 drew the first token, after the prefill.
-            rounds=torch.tensor([len(active.accepted) + 1 for active in requests], device=device),
-            sampling=SamplingState.of([active.request.sampling for active in requests], device),
-        )
+    def _catch_up(self, active: ActiveRequest) -> None:
+        """Let the draft read what was decoded without it."""
+        draft = self.speculator.draft
+        assert draft is not None
+        behind = draft.cache.length(active.slot)
+        if behind < active.length - 1:
+            draft.prefill(active.slot, active.text[behind : active.length - 1])
+
+    def _drain(self) -> list[Update]:
+        """Wait for the round in flight."""
+        flight, self._flight = self._flight, None
+        return self._settle(flight)
+
+    def _settle(self, flight: Flight | None) -> list[Update]:
+        """Take in what a round has produced; requests that have ended by now had it for nothing."""
+        if flight is None:
+            return []
+        landed = flight.land()
+        self.policy.observe(flight.plan, flight.size, landed.seconds)
+        return [
+            self._take(id, active, flight.plan, tokens, reads)
+            for (id, active), tokens, reads in zip(
+                flight.requests.items(), landed.tokens, landed.reads, strict=True
+            )
+            if id in self._active
+        ]
+
+    def _take(
+        self, id: int, active: ActiveRequest, plan: Plan, tokens: Sequence[int], reads: Sequence[float]
+    ) -> Update:
+        known = len(active.tokens)
+        active.accepted.append(len(tokens) - 1)
+        active.proposed += plan.gamma
+        read, full = (after - before for after, before in zip(reads[:2], active.reads[:2], strict=True))
+        self.policy.observe_request(plan, len(tokens) - 1, read / full)
+        active.reads = reads
+        active.push(tokens)
+        self._rounds.commit(active, plan)
+        return self._update(id, known)
 
     # Results
 
@@ -267,17 +343,17 @@ class Engine:
 
     def _finish(self, id: int, error: str | None = None) -> GenerationResult:
         active = self._active.pop(id)
-        target, draft = self.speculator.target, self.speculator.draft
-        fractions = read_fractions(target.meter, draft.meter if draft else None, active.slot)
+        target = self.speculator.target
         prefill = (self.prefill.spec(), target.prefill_meter.fraction(active.slot))
+        audit = self.audit.finish(active.slot, float(target.meter.full[active.slot])) if self.audit else None
         for runner in self._runners:
             runner.cache.free(active.slot)
-        return active.result(self.method.name, fractions, prefill, error)
+        return active.result(self.method.name, fractions(*active.reads), prefill, error, audit)
 
 
-def _draft_cost(pair: Pair) -> float:
-    """A draft step in target passes, by the weights' bytes: what decoding is bound by at short contexts."""
-    if pair.draft is None:
-        return 1.0
-    sizes = [sum(p.nbytes for p in model.parameters()) for model in (pair.draft, pair.target)]
-    return sizes[0] / sizes[1]
+def _rounds(speculator: Speculator, fast: bool) -> Rounds:
+    if not fast:
+        return TorchRounds(speculator)
+    from specattn.fast.rounds import FastRounds
+
+    return FastRounds(speculator)

@@ -115,6 +115,7 @@ class Registry(Generic[T]):
             if option not in fields:
                 raise UsageError(
                     f"{name} has no option {option!r}{_closest(option, fields)}; its options: {', '.join(fields)}"
+                    + self._elsewhere(option)
                 )
             values[option] = self._convert(name, option, value, fields[option], wrapped)
         return cls(**values)
@@ -139,6 +140,15 @@ class Registry(Generic[T]):
             return _BOOLEANS[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
             raise UsageError(f"{name}: {option}={value!r} is not of type {kind.__name__}") from None
+
+    def _elsewhere(self, option: str) -> str:
+        """Which members of the table have an option that another one lacks."""
+        having = [
+            name
+            for name in self.table
+            if option in {entry.name for entry in dataclasses.fields(self.find(name))}  # type: ignore[arg-type]
+        ]
+        return f"; {option} is an option of {', '.join(having)}" if having else ""
 
     def _parse_wrapped(self, text: str, defaults: Mapping[str, Any]) -> T:
         """A member that another one wraps; ``defaults`` hold where it has such an option and its text is silent."""

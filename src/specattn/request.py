@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from specattn.audit import AuditReport
 from specattn.errors import UsageError
 from specattn.sampling import SamplingParams
 from specattn.text import TextStream
@@ -68,6 +69,7 @@ class GenerationResult:
         seconds: wall time of ``prefill`` and ``decode``.
         prefill: how the target read the prompt.
         prefill_computed: share of the causal query-key products that it computed to do so.
+        audit: what an audit has found, if one was asked for.
         error: why the request failed, if it did.
     """
 
@@ -86,6 +88,7 @@ class GenerationResult:
     prefill: str
     prefill_computed: float
     error: str | None = None
+    audit: AuditReport | None = None
 
 
 @dataclass
@@ -101,6 +104,8 @@ class ActiveRequest:
     tokens: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     proposed: int = 0
+    reads: Sequence[float] = (0.0, 0.0, 0.0)
+    """Bytes that the target read, that it would have read in full, and that the draft read."""
     finish_reason: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     decode_started: float = 0.0
@@ -109,6 +114,11 @@ class ActiveRequest:
     def length(self) -> int:
         """n: tokens in the target's cache; the last token generated is pending."""
         return len(self.request.prompt) + len(self.tokens) - 1
+
+    @property
+    def text(self) -> list[int]:
+        """The prompt and what follows it."""
+        return [*self.request.prompt, *self.tokens]
 
     @property
     def recent(self) -> tuple[int, int]:
@@ -137,6 +147,7 @@ class ActiveRequest:
         fractions: tuple[float, float],
         prefill: tuple[str, float],
         error: str | None = None,
+        audit: AuditReport | None = None,
     ) -> GenerationResult:
         """The account of a finished (or interrupted) request; ``prefill`` is the method and the share computed."""
         decode = perf_counter() - self.decode_started if self.decode_started else 0.0
@@ -157,4 +168,5 @@ class ActiveRequest:
             prefill=prefill[0],
             prefill_computed=prefill[1],
             error=error,
+            audit=audit,
         )

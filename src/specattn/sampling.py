@@ -135,6 +135,7 @@ class Stream(enum.IntEnum):
     NEXT = 2
     PILOT = 3
     RESIDUAL = 4
+    TAIL = 5
 
 
 def uniform(seed: Tensor, counter: Tensor, stream: int = 0) -> Tensor:

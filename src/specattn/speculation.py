@@ -24,7 +24,9 @@ from specattn.prefill.base import PrefillMethod
 from specattn.runner import ModelRunner, Progress
 from specattn.sampling import SamplingState, Stream, sample, uniform, warp
 from specattn.selection.base import Method, Need, RoundState
+from specattn.selection.dense import Dense
 from specattn.selection.eviction import Evicting
+from specattn.target_scores import ScoreEverything, ScoringAttend, TargetScores
 
 DRAWS_A_ROUND = LARGEST_GAMMA
 """Random numbers a stream may use in one round: one for each draft token."""
@@ -86,6 +88,7 @@ class Speculator:
 
     Attributes:
         eviction: what drops tokens of the target's cache, if the method does; the draft's cache keeps all of them.
+        scores: what the target attended to in dense passes, if the method wants to know.
     """
 
     target: ModelRunner
@@ -95,10 +98,21 @@ class Speculator:
     vocab_size: int
     observer: SelectionObserver | None = None
     eviction: Eviction | None = field(init=False, default=None)
+    scores: TargetScores | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.method, Evicting):
             self.eviction = Eviction(self.method, self.target)
+        if Need.SCORES in self.method.needs:
+            self.scores = TargetScores.of(self.target)
+
+    def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
+        """Rounds on the same models and caches without the draft, or with a target that reads all of its cache."""
+        if (drafting or self.draft is None) and (sparse or isinstance(self.method, Dense)):
+            return self
+        method, mapping = (self.method, self.mapping) if sparse else (Dense(), None)
+        draft = self.draft if drafting else None
+        return Speculator(self.target, draft, method, mapping, self.vocab_size, self.observer)
 
     def prefill(
         self,
@@ -109,6 +123,8 @@ class Speculator:
         progress: Progress | None = None,
     ) -> Tensor:
         """Read a prompt into the target's cache, as :meth:`ModelRunner.prefill` does, and evict what must go."""
+        if self.scores is not None:
+            return self.scores.prefill(self.target, slot, prompt, method=method, progress=progress)
         reader = self.eviction or self.target
         return reader.prefill(slot, prompt, method=method, progress=progress)
 
@@ -131,6 +147,8 @@ class Speculator:
         cache = self.target.cache
         new = length - cache.position(slot)
         cache.set_length(slot, cache.length(slot) + new)
+        if self.scores is not None:
+            self.scores.commit(slot, new)
         if self.eviction is not None:
             self.eviction.after_round(slot, new)
         if self.draft is not None:
@@ -154,13 +172,21 @@ class Speculator:
         heads = self.method.draft_heads(self.mapping)
         return ExportedHeads.of(self.draft.geometry, heads, self.draft.device)
 
-    def sparse_attend(self, lengths: Sequence[int], rows: int, export: DraftAttention | None) -> Attend:
+    def sparse_attend(
+        self, slots: Sequence[int], lengths: Sequence[int], rows: int, export: DraftAttention | None
+    ) -> Attend:
         """How the target's pass of a round answers attention calls."""
         if self.eviction is not None:
             return self.eviction.attend
         if Need.DRAFT in self.method.needs and export is None:
-            return DenseAttend()
+            return DenseAttend() if self.scores is None else ScoringAttend(self.scores)
         geometry = self.target.geometry
+        observers = [self.observer] if self.observer is not None else []
+        scores = None
+        if self.scores is not None:
+            everything = [self.method.reads_everything(self.scores.rounds(slot) + 1) for slot in slots]
+            scores = self.scores.stored(slots, max(lengths) + rows, everything)
+            observers.append(ScoreEverything(self.scores, everything))
         state = RoundState(
             starts=torch.tensor(lengths, dtype=torch.int32, device=self.target.device),
             rows=rows,
@@ -170,8 +196,9 @@ class Speculator:
             query_heads=geometry.query_heads,
             draft=export,
             mapping=self.mapping,
+            scores=scores,
         )
-        return SparseAttend(self.method, state, self.observer)
+        return SparseAttend(self.method, state, observers)
 
     def _propose(self, batch: Batch, gamma: int, export: DraftAttention | None) -> Proposal | None:
         if self.draft is None:
@@ -195,7 +222,7 @@ class Speculator:
         if proposal is not None:
             tokens = torch.cat([tokens, proposal.tokens], dim=1)
         rows = tokens.shape[1]
-        attend = self.sparse_attend(batch.lengths, rows, export)
+        attend = self.sparse_attend(batch.slots, batch.lengths, rows, export)
         step = self.target.step(batch.slots, batch.lengths, rows, attend)
         logits = self.target.forward(step, tokens, rows)
         return warp(logits[..., : self.vocab_size], batch.sampling)

@@ -38,6 +38,7 @@ COMMANDS = [
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
+    ["bench", "decode"],
     ["report"],
     ["info"],
 ]

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 import specattn
 from specattn.cli.generate import _writer
 from specattn.cli.prompt import encode
-from specattn.cli.stats import histogram, panel
+from specattn.cli.stats import _audit, histogram, panel
 from specattn.engine import Engine
 from specattn.geometry import KVGeometry
 
@@ -108,6 +108,24 @@ def test_a_method_with_options_and_a_mapping(generate) -> None:
     assert 0 < report["kv_read_fraction"] < 1
 
 
+def test_an_audit_is_in_the_panel_and_in_the_document(generate) -> None:
+    sparse = ["-o", "p=0.5", "-o", "dense_layers=0", "-o", "window=2"]
+    result = generate(PROMPT, *sparse, "--audit", 1, "--json")
+    report = document(result)
+    found = report["audit"]
+    assert found["rate"] == 1 and found["units"] > 0
+    assert 0 < found["attention_mass"] < 1 and found["promised_error"] is None
+    assert f"{found['units']} heads: {found['attention_mass']:.1%}" in " ".join(result.stderr.split())
+    assert document(generate(PROMPT, *sparse, "--json"))["audit"] is None
+
+
+def test_an_audit_counts_what_is_beyond_a_promise() -> None:
+    found = {"queries": 20, "units": 2, "attention_mass": 0.9, "least_mass": 0.5, "output_error": 0.02}
+    found |= {"largest_error": 0.3, "read_fraction": 0.01, "promised_error": 0.1, "violations": 0.05}
+    assert _audit(found).endswith("read 1.0% more; 5.00% beyond the promised 0.1")
+    assert _audit({"queries": 0}) == "no sparse attention was drawn"
+
+
 def test_statistics_are_shown_on_stderr(generate) -> None:
     result = generate(PROMPT, "--gamma", 3)
     for part in (
@@ -136,6 +154,32 @@ def test_plain_decoding_without_a_draft(tiny: SimpleNamespace) -> None:
 def test_gamma_auto(generate) -> None:
     report = document(generate(PROMPT, "--gamma", "auto", "--json"))
     assert report["gamma"] == "auto" and len(report["tokens"]) == TOKENS
+
+
+def test_the_fast_path_gives_the_same_document(generate, whole: dict[str, Any]) -> None:
+    assert whole["path"]["name"] == "torch" and "need a GPU" in whole["path"]["reason"]
+    result = generate(PROMPT, "--fast", "--json")
+    report = document(result)
+    assert report["path"] == {"name": "fast", "reason": None}
+    assert "path" in result.stderr
+    for field in ("text", "tokens", "accepted_per_round"):
+        assert report[field] == whole[field], field
+
+
+def test_what_has_no_fast_path_is_refused_by_name(generate) -> None:
+    result = generate(PROMPT, "--method", "oracle", "--fast", mapping=False)
+    assert result.exit_code == 2
+    assert "no fast path yet" in result.stderr
+
+
+def test_what_was_chosen_and_why(generate, whole: dict[str, Any]) -> None:
+    assert whole["plans"]["rounds"] == {"sparse, gamma 4": whole["rounds"]}
+    assert whole["plans"]["reason"] is None
+    result = generate(PROMPT, "--fallback", "--json")
+    report = document(result)
+    assert sum(report["plans"]["rounds"].values()) == report["rounds"]
+    assert report["plans"]["reason"].count(" ms") == 3
+    assert "choice" in result.stderr
 
 
 def test_sampling_depends_on_the_seed_alone(generate) -> None:
@@ -327,6 +371,10 @@ def refused(result, *parts: str, code: int = 2) -> None:
         ("--method specattn -o p=0", ["p=0", "(0, 1]"]),
         ("--method specattn -o p=1.01", ["p=1.01", "(0, 1]"]),
         ("--method streaming -o budget=-1", ["budget=-1"]),
+        ("--audit 2", ["audit=2.0", "[0, 1]"]),
+        ("--audit 0.1 --method snapkv", ["'snapkv' drops it"]),
+        ("--method specattn -o centroids=63", ["centroids=63", "centroids=64"]),
+        ("--method specattn -o refresh=4", ["refresh=4", "signals=both"]),
         ("--gamma 0", ["gamma=0", "at least 1", "auto"]),
         ("--gamma -2", ["gamma=-2"]),
         ("--gamma some", ["gamma='some'"]),

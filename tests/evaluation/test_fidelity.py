@@ -427,3 +427,30 @@ def test_every_document_is_looked_at_before_the_first_is_read():
     with pytest.raises(UsageError, match="'short' has"):
         run(tiny_pair("llama"), ["dense"], documents, progress=lambda what, count: seen.append(what))
     assert not seen
+
+
+def test_both_signals_begin_with_the_prefixs_last_rows_and_refreshing_costs_a_full_read():
+    pair = tiny_pair("llama")
+    once, often, always, draft = run(
+        pair,
+        [
+            "specattn:p=0.4:signals=both",
+            "specattn:p=0.4:signals=both:refresh=3",
+            "specattn:p=0.4:signals=both:refresh=1:dense_layers=0",
+            "specattn:p=0.4",
+        ],
+    )
+    assert_dense(always)
+    assert once.kv_read_fraction < often.kv_read_fraction < 1
+    assert once.kl != draft.kl
+    # Whatever ran before, a method begins with the prefix's own scores.
+    (alone,) = run(pair, ["specattn:p=0.4:signals=both"])
+    assert_figures(alone, {"kl": once.kl, "kv_read_fraction": once.kv_read_fraction})
+
+
+def test_centroids_come_closer_than_leaving_the_rest_out():
+    pair = tiny_pair("llama")
+    alone, represented = run(pair, ["specattn:p=0.3", "specattn:p=0.3:centroids=16"])
+    assert represented.kl < alone.kl
+    assert represented.attention_mass == pytest.approx(alone.attention_mass, abs=0.05)
+    assert alone.kv_read_fraction < represented.kv_read_fraction

@@ -13,6 +13,7 @@ from specattn.kernels.draft_variants import NO_EXPORT, SHAPES, variants
 from specattn.kernels.export_attention import export_attention
 from specattn.kernels.head_mixture import head_mixture
 from specattn.kernels.page_bounds import PageBounds, update_page_bounds
+from specattn.kernels.page_scores import page_scores
 from specattn.kernels.quantised_keys import QuantisedKeys, quantise_keys
 from specattn.kernels.quantised_scores import quantised_scores
 from specattn.kernels.value_attention import value_attention
@@ -21,6 +22,7 @@ MODULES = {
     "export_attention_kernel": "export_attention_triton",
     "head_mixture_kernel": "head_mixture_triton",
     "page_bounds_kernel": "page_bounds_triton",
+    "page_scores_kernel": "page_scores_triton",
     "quantise_keys_kernel": "quantised_keys_triton",
     "quantised_scores_kernel": "quantised_scores_triton",
     "value_attention_kernel": "value_attention_triton",
@@ -93,7 +95,10 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
         out=case.out(),
         workspace=workspace,
     )
-    update_page_bounds(case.keys, PageBounds.empty(case.keys, 16), case.batch, 1)
+    bounds = PageBounds.empty(case.keys, 16)
+    update_page_bounds(case.keys, bounds, case.batch, 1)
+    entries = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    page_scores(case.query, bounds.lower, bounds.upper, entries, case.batch.lengths // 16, 0.1)
 
 
 def test_signatures_name_every_argument():

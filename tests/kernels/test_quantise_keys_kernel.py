@@ -115,8 +115,10 @@ def test_a_copy_of_4_bits_costs_half_a_byte_a_channel_and_4_bytes_a_token():
 def test_what_does_not_fit_is_refused():
     keys = pool(16, 2, 64)
     rows = torch.arange(3, device=DEVICE)
-    with pytest.raises(UsageError, match="bits=2"):
-        QuantisedKeys.empty(keys, 2)
+    with pytest.raises(UsageError, match="bits=3 is unknown"):
+        QuantisedKeys.empty(keys, 3)
+    with pytest.raises(UsageError, match="bits=2: the kernels take 4 or 8"):
+        quantise_keys(keys, rows, QuantisedKeys.empty(keys, 2))
     with pytest.raises(UsageError, match="codes has shape"):
         quantise_keys(keys, rows, QuantisedKeys.empty(pool(17, 2, 64), 4))
     with pytest.raises(UsageError, match="contiguous"):

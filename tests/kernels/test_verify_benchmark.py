@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import sys
-from types import ModuleType
-
+import fake_flashinfer
 import pytest
 import torch
 
@@ -13,29 +10,6 @@ from specattn.geometry import KVGeometry
 
 CUDA = torch.cuda.is_available()
 HEADS = KVGeometry(1, 4, 2, 16, torch.bfloat16 if CUDA else torch.float32)
-
-
-class StandIn:
-    """FlashInfer's paged decode as its documentation describes it, request by request."""
-
-    def __init__(self, workspace, layout):
-        assert layout == "NHD"
-
-    def plan(self, ends, pages, last, query_heads, kv_heads, head_dim, page_size, **options):
-        assert ends.device.type == "cpu" and pages.dtype == ends.dtype == last.dtype == torch.int32
-        assert (last == page_size).all() and len(ends) == len(last) + 1 and ends[-1] == len(pages)
-        self.pages = [pages[a:b].long() for a, b in itertools.pairwise(ends.tolist())]
-        self.group, self.scaling = query_heads // kv_heads, options["sm_scale"]
-
-    def run(self, query, layer):
-        out = torch.empty_like(query)
-        for request, pages in enumerate(self.pages):
-            keys, values = (
-                part[pages].flatten(0, 1).float().repeat_interleave(self.group, 1) for part in layer
-            )
-            logits = torch.einsum("hd,nhd->hn", query[request].float(), keys) * self.scaling
-            out[request] = torch.einsum("hn,nhd->hd", logits.softmax(-1), values).to(out.dtype)
-        return out
 
 
 class Notes:
@@ -79,9 +53,7 @@ def verify(monkeypatch):
 @pytest.mark.parametrize("peer", [False, True])
 def test_everything_is_checked(verify, monkeypatch, peer):
     monkeypatch.setattr(verify.flashinfer, "available", lambda: peer)
-    package = ModuleType("flashinfer")
-    package.BatchDecodeWithPagedKVCacheWrapper = StandIn
-    monkeypatch.setitem(sys.modules, "flashinfer", package)
+    fake_flashinfer.install(monkeypatch)
     notes = Notes()
     verify.run(notes, bandwidth=1e6)
     assert all(notes.checks.values())

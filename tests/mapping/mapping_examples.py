@@ -27,6 +27,8 @@ def example_mapping(**changed: torch.Tensor) -> Mapping:
         "global_heads": torch.tensor([0, 2, 5]),
         "global_kv": weights(2, 3),
         "global_query": weights(4, 3),
+        "signal_weight": torch.tensor([0.0, 0.5, 0.4, 0.9, 0.1]),
+        "signal_half_life": torch.tensor([8.0, 64.0, 512.0, 65536.0, 8.0]),
     }
     metadata = MappingMetadata(
         target="org/target-5L",

@@ -14,14 +14,15 @@ from specattn.errors import UsageError
 from specattn.mapping.artifact import Mapping
 
 TENSORS = [field.name for field in fields(Mapping) if field.name != "metadata"]
+SIGNALS = ["signal_weight", "signal_half_life"]
 
 MIXTURES = ["heads_kv", "heads_query", "global_kv", "global_query"]
 
 
-def rewrite(path: Path, *, drop: str = "", **changed: object) -> None:
-    """Write the file at ``path`` again with other metadata fields, or without one tensor."""
+def rewrite(path: Path, *drop: str, **changed: object) -> None:
+    """Write the file at ``path`` again with other metadata fields, or without some tensors."""
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name != drop}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name not in drop}  # noqa: SIM118
         header = file.metadata()
     metadata = {**json.loads(header["specattn-mapping"]), **changed}
     save_file(tensors, path, {"specattn-mapping": json.dumps(metadata)})
@@ -119,9 +120,18 @@ def test_another_safetensors_file_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_missing_tensor_is_refused(path: Path, name: str) -> None:
-    rewrite(path, drop=name)
-    with pytest.raises(UsageError, match="damaged"):
+    rewrite(path, name)
+    with pytest.raises(UsageError, match=r"damaged|must have shape"):
         Mapping.load(path)
+
+
+def test_version_1_has_no_weights_of_signals(path: Path) -> None:
+    rewrite(path, *SIGNALS, version=1)
+    loaded = Mapping.load(path).to("cpu")
+    assert loaded.metadata.version == 1
+    assert loaded.signal_weight is None and loaded.signal_half_life is None
+    loaded.save(path)
+    assert Mapping.load(path).signal_weight is None
 
 
 def test_a_field_too_many_is_refused(path: Path) -> None:
@@ -132,7 +142,7 @@ def test_a_field_too_many_is_refused(path: Path) -> None:
 
 def test_another_version_is_named(path: Path) -> None:
     rewrite(path, version=7, surprise=1)
-    with pytest.raises(UsageError, match=r"version 7.*reads version 1.*calibrate again"):
+    with pytest.raises(UsageError, match=r"version 7.*reads versions 1 and 2.*calibrate again"):
         Mapping.load(path)
 
 

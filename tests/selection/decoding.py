@@ -40,7 +40,7 @@ def decode(
     with attached(model), torch.inference_mode():
         logits = [speculator.prefill(slot, tokens[:prompt])[None]]
         for count in rounds:
-            attend = speculator.sparse_attend([start], count + rejected, None)
+            attend = speculator.sparse_attend([slot], [start], count + rejected, None)
             step = runner.step([slot], [start], count + rejected, attend)
             row = tokens[start : start + count] + [5 + i for i in range(rejected)]
             logits.append(runner.forward(step, torch.tensor([row]), len(row))[0, :count])

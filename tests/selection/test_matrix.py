@@ -7,6 +7,7 @@ No method may ask the device for a value.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from specattn.mapping.samples import Geometry
 from specattn.selection.base import Method, Need, RoundState, Selection
 from specattn.selection.eviction import Evicting
 from specattn.selection.registry import METHODS, method_class, parse_method
+from specattn.target_scores import StoredScores
 
 LAYERS, LAYER, ROWS = 3, 2, 3
 LENGTHS = [40, 16, 32, 31, 33, 7]  # on, before and behind a page's end; shorter than sink and window together
@@ -59,7 +61,23 @@ def prepared(method: Method, round: PagedRound) -> RoundState:
     draft = None
     if Need.DRAFT in method.needs:
         draft = draft_attention(method, round.lengths, max(1, round.rows - 1), mapping)
-    return round.state(draft, mapping)
+    scores = stored_scores(round) if Need.SCORES in method.needs else None
+    return replace(round.state(draft, mapping), scores=scores)
+
+
+def stored_scores(round: PagedRound) -> StoredScores:
+    """What the target saw some tokens ago, a request's by its length alone; the shortest has had no dense pass."""
+    probabilities = torch.zeros(len(round.lengths), LAYERS, 2, max(round.lengths), dtype=torch.bfloat16)
+    positions = [max(0, length - 9) for length in round.lengths]
+    for request, position in enumerate(positions):
+        generator = torch.Generator().manual_seed(position)
+        logits = 3 * torch.randn(LAYERS, 2, position, generator=generator)
+        probabilities[request, ..., :position] = logits.softmax(-1)
+    return StoredScores(
+        probabilities,
+        torch.tensor(positions, dtype=torch.int32),
+        torch.zeros(len(positions), dtype=torch.bool),
+    )
 
 
 def select(method: Method, round: PagedRound) -> Selection:

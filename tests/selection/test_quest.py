@@ -15,8 +15,9 @@ from plain import listed
 
 from specattn.errors import UsageError
 from specattn.geometry import KVGeometry
+from specattn.kernels.page_scores import page_scores_reference
 from specattn.selection.base import Selection
-from specattn.selection.quest import Quest, page_scores
+from specattn.selection.quest import Quest
 from specattn.selection.registry import parse_method
 from specattn.stores.base import LARGEST_PAGE
 
@@ -126,7 +127,8 @@ def test_no_key_of_a_page_exceeds_its_score(seed, page, group, length):
     method = Quest(page=page)
     paged = paged_round(geometry(group, kv_heads=1), [length], 2, method.stores, seed)
     state = paged.layer(method, 1)
-    scores = page_scores(state, *method._bounds(state))[0, 0]  # [rows, group, pages]
+    filled = state.round.starts // page
+    scores = page_scores_reference(state.queries, *method._bounds(state), filled, SCALING)[0, 0]
     keys = paged.source.keys(1)[0][:, 0]
     logits = torch.einsum("rgc,nc->rgn", state.queries[0], keys) * SCALING
     for first in range(0, length - page + 1, page):

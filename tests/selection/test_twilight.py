@@ -37,9 +37,10 @@ def select(method: Twilight, paged: PagedRound, layer: int = 1) -> Selection:
 
 def estimated(key: torch.Tensor, bits: int) -> torch.Tensor:
     """One key as its copy of ``bits`` bits a channel remembers it."""
-    zero, levels = float(key.min().half()), 2**bits - 1
-    scale = float(((key.max() - key.min()) / levels).half())
-    codes = [min(levels, max(0, round((value - zero) / scale))) for value in key.tolist()]
+    middle = 2 ** (bits - 1)
+    scale = float(((key.max() - key.min()) / (2**bits - 1)).half())
+    zero = float((key.min() + middle * scale).half())
+    codes = [min(middle - 1, max(-middle, round((value - zero) / scale))) for value in key.tolist()]
     return torch.tensor([code * scale + zero for code in codes])
 
 

@@ -1,18 +1,14 @@
-"""The promise: a query's output is off by more than eps in at most delta of the cases, for inputs of many shapes.
-
-Every KV head of a round holds the same tokens and draws its own sample, so one round is a few hundred trials. Rates are
-judged by exact binomial tails, as in the interval of Clopper and Pearson.
-"""
+"""The promise: a query's output is off by more than eps in at most delta of the cases, for inputs of many shapes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import pytest
 import torch
+from promise import CHANNELS, HEADS, LAYERS, TOKENS, TRIALS, inputs, surely_above, surely_below
 from torch import Tensor
 
 from specattn.contiguous import ContiguousSource
@@ -20,33 +16,9 @@ from specattn.kernels.sparse_attention import sparse_attention
 from specattn.selection.base import LayerState, Method, RoundState, Selection
 from specattn.selection.registry import parse_method
 
-TOKENS, CHANNELS, HEADS, LAYERS = 1200, 8, 150, 4
-TRIALS = HEADS * LAYERS
 DELTA = 0.1
 SINK, WINDOW, HEAVY, PILOT, LEAST = 4, 4, 0.02, 0.05, 32
 TOPK = f"base=(topk:budget={HEAVY}:sink=0:window=0)"
-SURE = 1e-4  # probability of a wrong verdict
-
-
-def inputs(name: str) -> tuple[Tensor, Tensor]:
-    """Logits ``[tokens]`` of the only query, and values ``[tokens, channels]``."""
-    generator = torch.Generator().manual_seed(7)
-    z = torch.randn(TOKENS, generator=generator)
-    noise = torch.randn(TOKENS, CHANNELS, generator=generator)
-    sign = torch.where(torch.rand(TOKENS, generator=generator) < 0.5, 1.0, -1.0)[:, None]
-    rare = (torch.rand(TOKENS, generator=generator) < 0.06)[:, None]
-    cases: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        "flat": lambda: (0.3 * z, 1 + 0.5 * noise),
-        "lognormal": lambda: (1.5 * z, 0.5 + noise),
-        "power law": lambda: (-0.4 * torch.rand(TOKENS, generator=generator).log(), 0.5 + noise),
-        "values that cancel": lambda: (0.7 * z, sign + 0.3 + 0.3 * noise),
-        "values around nothing": lambda: (0.7 * z, 0.1 + noise),
-        "values against weights": lambda: (0.8 * z, (-0.8 * z).exp()[:, None] * (1 + 0.1 * noise)),
-        "values with weights": lambda: (0.3 * z, z.exp()[:, None] * (1 + 0.1 * noise)),
-        "a few huge values": lambda: (0.5 * z, (1 + 0.3 * noise) * torch.where(rare, 8.0, 1.0)),
-    }
-    return cases[name]()
-
 
 # The error that is allowed in each case, so that the sample is neither all tokens nor the fewest that are ever drawn.
 CASES = {
@@ -169,29 +141,6 @@ def one_sided_denominator_only(eps: float, logits: Tensor, values: Tensor) -> in
     output = numerator / denominator[:, None]
     true = weights @ values / weights.sum()
     return int(((output - true).norm(dim=-1) > eps * true.norm()).sum())
-
-
-def at_most(count: int, p: float, trials: int = TRIALS) -> float:
-    """Probability of ``count`` failures or fewer if each trial fails with probability ``p``."""
-    logs = (
-        math.lgamma(trials + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(p)
-        + (trials - k) * math.log1p(-p)
-        for k in range(count + 1)
-    )
-    return math.fsum(map(math.exp, logs))
-
-
-def surely_below(count: int, p: float) -> bool:
-    """Whether the upper confidence bound of the failure rate is below ``p``."""
-    return at_most(count, p) < SURE
-
-
-def surely_above(count: int, p: float) -> bool:
-    """Whether the lower confidence bound of the failure rate is above ``p``."""
-    return 1 - at_most(count - 1, p) < SURE
 
 
 @pytest.mark.parametrize("replacement", [False, True])

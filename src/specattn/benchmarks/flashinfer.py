@@ -5,24 +5,18 @@ It reads one list of pages a request and has one query row. Its plans are made o
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from specattn.cache import PagedKVCache
+from specattn.kernels.flashinfer_attention import available, plan, token_pages, workspace
 from specattn.selection.base import Selection
 
+__all__ = ["FlashInferDecode", "available"]
+
 Launch = Callable[[], Tensor]
-
-WORKSPACE_BYTES = 256 << 20
-
-
-def available() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("flashinfer") is not None
 
 
 class FlashInferDecode:
@@ -32,7 +26,7 @@ class FlashInferDecode:
         self.cache = cache
         self.group = query_heads // cache.geometry.kv_heads
         self.scaling = scaling
-        self.workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=cache.device)
+        self.workspace = workspace(cache.device)
 
     def dense(self, query: Tensor, slots: Tensor, length: int) -> Launch:
         """The first ``length`` tokens of ``slots``, whole pages, for ``query`` ``[batch, query_heads, head_dim]``."""
@@ -47,7 +41,8 @@ class FlashInferDecode:
         """The selected tokens as pages of one token and one head: every KV head of a request is a request."""
         _, kv_heads, _ = selection.indices.shape
         heads = torch.arange(kv_heads, device=slots.device)[:, None]
-        pages = self.cache.rows(slots, selection.indices.clamp(min=0)) * kv_heads + heads
+        rows = token_pages(self.cache.block_table, slots, selection.indices, self.cache.page_size)
+        pages = rows * kv_heads + heads
         by_head = query.unflatten(1, (kv_heads, self.group)).flatten(0, 1)
         chosen = pages[selection.indices >= 0].int()
         launch = self._launch(by_head, chosen, selection.counts.flatten().cpu(), 1, 1)
@@ -55,25 +50,6 @@ class FlashInferDecode:
 
     def _launch(self, query: Tensor, pages: Tensor, counts: Tensor, page_size: int, kv_heads: int) -> Launch:
         """Plan one launch: ``pages`` of all requests, of which each has ``counts`` (on the host), the last one full."""
-        import flashinfer  # type: ignore[import-not-found,unused-ignore]
-
-        wrapper: Any = flashinfer.BatchDecodeWithPagedKVCacheWrapper(self.workspace, "NHD")
-        ends = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
         last = torch.full_like(counts, page_size)
-        head_dim = query.shape[-1]
-        wrapper.plan(
-            ends,
-            pages,
-            last,
-            query.shape[1],
-            kv_heads,
-            head_dim,
-            page_size,
-            q_data_type=query.dtype,
-            kv_data_type=query.dtype,
-            sm_scale=self.scaling,
-        )
-        layer = [
-            part[0].view(-1, page_size, kv_heads, head_dim) for part in (self.cache.keys, self.cache.values)
-        ]
-        return lambda: wrapper.run(query, (layer[0], layer[1]))
+        launch = plan(self.workspace, query[:, None], kv_heads, pages, counts, last, page_size, self.scaling)
+        return lambda: launch(query, self.cache.keys[0], self.cache.values[0])

@@ -10,9 +10,8 @@ from typing import Any
 from specattn.benchmarks.report import Report
 from specattn.errors import UsageError
 
-OPERATIONS = ("nucleus", "verify", "decode_attention")
+OPERATIONS = ("nucleus", "verify", "decode_attention", "prefill")
 """Each is a module of this package with ``run(report, bandwidth, quick)``."""
-LEAST_CAPABILITY = (8, 0)
 
 
 def check_operations(names: Sequence[str]) -> Sequence[str]:
@@ -34,6 +33,8 @@ def check_gpu() -> None:
         UsageError: there is no triton, no CUDA GPU, or one older than an A100.
     """
     import torch
+
+    from specattn.kernels.device import LEAST_CAPABILITY
 
     if importlib.util.find_spec("triton") is None:
         raise UsageError("there is no triton here, and the kernels need it: pip install triton")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Protocol, TypeVar
 
 import torch
 
 Launch = Callable[[], object]
+Result = TypeVar("Result")
+
+WARM_UPS = 3
 
 COPIED_BYTES = 1 << 30
 
@@ -18,16 +25,77 @@ def median_ms(launch: Launch) -> float:
     return float(do_bench(launch, return_mode="median"))
 
 
-def graph_us(launches: Sequence[Launch]) -> float:
-    """Microseconds of one launch, of a CUDA graph of all of them: small ones are not timed by the host."""
-    for launch in launches:
-        launch()
+def captured(run: Callable[[], Result]) -> Callable[[], Result]:
+    """``run`` as a CUDA graph, after a run without: a call replays it, over what the capture returned."""
+    run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    return median_ms(graph.replay) * 1e3 / len(launches)
+        result = run()
+
+    def replay() -> Result:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def graph_us(launches: Sequence[Launch]) -> float:
+    """Microseconds of one launch, of a CUDA graph of all of them: small ones are not timed by the host."""
+    return median_ms(captured(lambda: [launch() for launch in launches])) * 1e3 / len(launches)
+
+
+class Timer(Protocol):
+    """Times what takes milliseconds.
+
+    Attributes:
+        repeats: runs whose median counts.
+    """
+
+    @property
+    def repeats(self) -> int: ...
+
+    def capture(self, run: Callable[[], Result]) -> Callable[[], Result]:
+        """``run`` as it is to be timed: without the host's part of it, if that can be."""
+        ...
+
+    def once(self, run: Callable[[], Result]) -> tuple[Result, float]:
+        """What a captured ``run`` returns, and its milliseconds on the device."""
+        ...
+
+    def median_ms(self, run: Callable[[], object]) -> float:
+        """Milliseconds of ``run`` among others of its kind, back to back; captures it first."""
+        ...
+
+
+@dataclass(frozen=True)
+class GraphTimer:
+    """A :class:`Timer` of CUDA graphs."""
+
+    repeats: int = 50
+
+    def capture(self, run: Callable[[], Result]) -> Callable[[], Result]:
+        return captured(run)
+
+    def once(self, run: Callable[[], Result]) -> tuple[Result, float]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+        start.record()
+        result = run()
+        end.record()
+        end.synchronize()
+        return result, start.elapsed_time(end)
+
+    def median_ms(self, run: Callable[[], object]) -> float:
+        replay = self.capture(run)
+        for _ in range(WARM_UPS):
+            replay()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(self.repeats + 1)]
+        events[0].record()
+        for event in events[1:]:
+            replay()
+            event.record()
+        torch.cuda.synchronize()
+        return median(start.elapsed_time(end) for start, end in pairwise(events))
 
 
 def sequence_us(launches: Sequence[Launch]) -> float:

@@ -8,6 +8,7 @@ import typer
 
 import specattn
 from specattn.cli.bench import kernels
+from specattn.cli.bench_decode import decode
 from specattn.cli.calibrate import calibrate
 from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
@@ -78,5 +79,6 @@ tuning.command(cls=Command)(sparge)
 tuning.command(cls=Command)(minference)
 app.add_typer(bench, name="bench")
 bench.command(cls=Command)(kernels)
+bench.command(cls=Command)(decode)
 app.command(cls=Command)(report)
 app.command(cls=Command)(info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,23 @@ def kernels(
     report = run(operations, quick=quick)
     chosen = [f"--op {name}" for name in op or []] + ["--quick"] * quick
     document = report.document(" ".join(["specattn bench kernels", *chosen]))
-    _print(report, document)
+    for name in dict.fromkeys(row["benchmark"] for row in document["rows"]):
+        rows = [row for row in document["rows"] if row["benchmark"] == name]
+        columns = dict.fromkeys(column for row in rows for column in row if column != "benchmark")
+        console().print(table(name, rows, list(columns)))
+    publish(report, document, out, json=json)
+
+
+def publish(report: Report, document: dict[str, Any], out: Path | None, *, json: bool) -> None:
+    """Print ratios and checks that failed, write the document where it was asked for, and exit with 1 if any did."""
+    screen = console()
+    for key, value in document["ratios"].items():
+        screen.print(f"{key}: {value:.2f}")
+    for check in report.failures:
+        screen.print(f"failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g}")
+    screen.print(
+        f"correctness gate: {report.gate}" + ("" if document["rows"] else "; no timings are reported")
+    )
     if out is not None:
         out.write_text(json_module.dumps(document, indent=1) + "\n", encoding="utf-8")
     if json:
@@ -49,31 +66,17 @@ def kernels(
         raise typer.Exit(1)
 
 
-def _print(report: Report, document: dict[str, Any]) -> None:
-    """Tables of the timings; of the checks that failed, if any did."""
-    screen = console()
-    for name in dict.fromkeys(row["benchmark"] for row in document["rows"]):
-        screen.print(_table(name, [row for row in document["rows"] if row["benchmark"] == name]))
-    for key, value in document["ratios"].items():
-        screen.print(f"{key}: {value:.2f}")
-    for check in report.failures:
-        screen.print(f"failed: {check.name}: error {check.error:.3g}, bound {check.bound:.3g}")
-    screen.print(
-        f"correctness gate: {report.gate}" + ("" if document["rows"] else "; no timings are reported")
-    )
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+def table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
+    """These columns of ``rows``, empty where a row has none of them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = list(dict.fromkeys(name for row in rows for name in row if name != "benchmark"))
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+        made.add_column(name, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    return table
+        made.add_row(*(_cell(row.get(name)) for name in columns))
+    return made
 
 
 def _cell(value: object) -> str:

@@ -14,10 +14,13 @@ from specattn.cli.errors import INTERRUPTED
 from specattn.cli.models import Models, load_mapping
 from specattn.cli.options import (
     SAMPLING,
+    AuditRate,
     Debug,
     Device,
     Draft,
     Dtype,
+    Fallback,
+    Fast,
     Gamma,
     Json,
     MappingFile,
@@ -74,6 +77,9 @@ def generate(
     options: MethodOptions = None,
     gamma: Gamma = "4",
     prefill: Prefill = "dense",
+    fast: Fast = None,
+    fallback: Fallback = None,
+    audit: AuditRate = 0.0,
     mapping: MappingFile = None,
     pair: PairName = None,
     target: Target = None,
@@ -90,6 +96,7 @@ def generate(
     asked = read_prompt(prompt, prompt_file)
     draft_tokens = parse_gamma(gamma)
 
+    from specattn.audit import check_audit
     from specattn.engine import Engine
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
@@ -100,6 +107,7 @@ def generate(
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     selection = parse_method(method, **parse_options(options or []))
     reading = parse_prefill(prefill)
+    check_audit(audit, selection)
     calibrated = load_mapping(mapping)
     models = Models(pair, target, draft, device, dtype)
     found = models.find()
@@ -119,6 +127,9 @@ def generate(
             mapping=calibrated,
             gamma=draft_tokens,
             prefill=reading,
+            fast=fast,
+            fallback=fallback,
+            audit=audit,
             max_tokens=room,
             progress=lambda role, count: bars(f"{role} prefill", count),
         ) as engine,
@@ -179,7 +190,7 @@ def _report(
     pair = engine.pair
     figures = asdict(result)
     del figures["error"]
-    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens")}
+    later = {name: figures.pop(name) for name in ("prefill", "prefill_computed", "prompt_tokens", "audit")}
     return {
         **figures,
         "seconds": {"load": load_seconds, "prefill": 0.0, **result.seconds},
@@ -188,5 +199,7 @@ def _report(
         "gamma": gamma if pair.draft is not None else 0,
         **later,
         "pair": pair.name,
+        "path": asdict(engine.path),
+        "plans": engine.policy.report(),
         "memory": {"kv_cache_bytes": engine.nbytes, "peak_bytes": peak_bytes(pair.device)},
     }

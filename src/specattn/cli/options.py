@@ -129,6 +129,15 @@ Prefill = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+AuditRate = Annotated[
+    float,
+    typer.Option(
+        "--audit",
+        metavar="RATE",
+        help="Share of the rounds' layers and KV heads to compare with exact attention; 0 for none.",
+        rich_help_panel=METHOD,
+    ),
+]
 MappingFile = Annotated[
     Path | None,
     typer.Option(
@@ -144,6 +153,23 @@ Gamma = Annotated[
         "--gamma",
         metavar="K|auto",
         help="Draft tokens a round, or auto: as many as pay.",
+        rich_help_panel=METHOD,
+    ),
+]
+Fast = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--no-fast",
+        help="Whether rounds run on the device alone; by default on a GPU, where models and method allow it.",
+        rich_help_panel=METHOD,
+    ),
+]
+Fallback = Annotated[
+    bool | None,
+    typer.Option(
+        "--fallback/--no-fallback",
+        help="Whether rounds in which the method does not pay read everything, or do without the draft; by default "
+        "where rounds run on a GPU alone.",
         rich_help_panel=METHOD,
     ),
 ]

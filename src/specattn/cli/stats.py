@@ -48,6 +48,10 @@ def _histogram(report: dict[str, Any]) -> Table:
     return table
 
 
+def _path(path: dict[str, Any]) -> str:
+    return path["name"] if path["reason"] is None else f"{path['name']}: {path['reason']}"
+
+
 def _figures(report: dict[str, Any]) -> Table:
     from rich.table import Table
 
@@ -61,6 +65,8 @@ def _figures(report: dict[str, Any]) -> Table:
     rows = {
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
         "method": f"{report['method']} {options}",
+        "path": _path(report["path"]),
+        **({"choice": report["plans"]["reason"]} if report["plans"]["reason"] else {}),
         **({"prefill": prefill} if report["prefill"] != "dense" else {}),
         "tokens": f"{report['prompt_tokens']:,} read, {len(report['tokens']):,} generated"
         f" ({report['finish_reason']})",
@@ -70,6 +76,7 @@ def _figures(report: dict[str, Any]) -> Table:
         " of the target's full reads",
         "rounds": f"{rounds:,} of {decoded / rounds if rounds else 0:.2f} tokens"
         + (f", {report['acceptance_rate']:.1%} of the draft's accepted" if report["gamma"] else ""),
+        **({"audit": _audit(report["audit"])} if report["audit"] else {}),
         "memory": f"{human_bytes(memory['kv_cache_bytes'])} of KV cache,"
         f" peak {human_bytes(memory['peak_bytes'])}",
     }
@@ -78,3 +85,17 @@ def _figures(report: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _audit(found: dict[str, Any]) -> str:
+    """What an audit has found, in a line."""
+    if not found["queries"]:
+        return "no sparse attention was drawn"
+    text = (
+        f"{found['units']:,} heads: {found['attention_mass']:.1%} of the attention kept"
+        f" (least {found['least_mass']:.1%}), output off by {found['output_error']:.2%}"
+        f" (most {found['largest_error']:.1%}); read {found['read_fraction']:.1%} more"
+    )
+    if found["promised_error"] is None:
+        return text
+    return f"{text}; {found['violations']:.2%} beyond the promised {found['promised_error']:g}"

@@ -37,7 +37,7 @@ class AttentionMass:
         self._sums: dict[int, Tensor] = {}
         self._counts: Counter[int] = Counter()
 
-    def __call__(self, step: Step, call: LayerCall, selection: Selection) -> None:
+    def __call__(self, step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
         shares, densities = [], []
         for request, start in enumerate(step.starts):
             segments, first = step.segments(call.layer, request, None)

@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specattn.accounting import ReadMeter, read_fractions
-from specattn.attention import Attend, DenseAttend, ExportAttend, LayerCall, Step, attached
+from specattn.attention import (
+    Attend,
+    DenseAttend,
+    ExportAttend,
+    LayerCall,
+    SelectionObserver,
+    Step,
+    attached,
+)
 from specattn.draft_attention import DraftAttention
 from specattn.errors import UsageError
 from specattn.evaluation.attention_mass import AttentionMass, Breakdown
@@ -30,11 +38,12 @@ from specattn.prefill.base import PrefillMethod
 from specattn.prefill.dense import Dense
 from specattn.prefill.registry import resolve_prefill
 from specattn.runner import ModelRunner
-from specattn.selection.base import Method
+from specattn.selection.base import Method, Need, Selection
 from specattn.selection.checks import check_at_least
 from specattn.selection.eviction import Evicting, check_prefill
 from specattn.speculation import Speculator
 from specattn.stores.base import StoreSpec
+from specattn.target_scores import TargetScores
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many tokens of it were just finished."""
@@ -103,6 +112,7 @@ def evaluate(
     prefill: PrefillMethod | str = "dense",
     batch: int = 8,
     progress: Progress | None = None,
+    observer: SelectionObserver | None = None,
 ) -> Iterator[FidelityResult]:
     """Evaluate every method on every document; results come as they are ready.
 
@@ -113,6 +123,7 @@ def evaluate(
         prefill: how the target reads the context before the rows that are decoded with a method. The reference
             is read densely.
         batch: documents that are decoded at once.
+        observer: sees the selections of all sparse layers; results are ready after it has seen theirs.
 
     Raises:
         UsageError: if the figures do not fit each other or the models, before any work.
@@ -135,6 +146,9 @@ def evaluate(
     for method in methods:
         check_prefill(method, prefill)
     session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
+    if any(Need.SCORES in method.needs for method in methods):
+        session.scores = TargetScores.of(session.target)
+    session.observer = observer
     for first in range(0, len(documents), batch):
         with attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
@@ -179,10 +193,12 @@ class _Session:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
         self.prefix, self.prefill = context - rows, prefill
         self.progress = progress or (lambda what, count: None)
+        self.observer: SelectionObserver | None = None
         self.batch = batch
         self.target = self._runner(pair.target, stores)
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
+        self.scores: TargetScores | None = None
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""
@@ -200,9 +216,10 @@ class _Session:
         self.tokens = torch.tensor(tokens, device=self.target.device)
         self._rewind(0)
         for slot, (name, document) in enumerate(zip(self.names, tokens, strict=True)):
-            for role, runner in zip(("target", "draft"), self.runners, strict=False):
-                report = partial(self.progress, f"{name}: {role} prefill")
-                runner.prefill(slot, document[: self.prefix], progress=report)
+            self._read_prefix(slot, document, f"{name}: target prefill", None)
+            if self.draft is not None:
+                report = partial(self.progress, f"{name}: draft prefill")
+                self.draft.prefill(slot, document[: self.prefix], progress=report)
         parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
@@ -219,17 +236,30 @@ class _Session:
             self.target.prefill_meter.reset(slot)
             if not isinstance(self.prefill, Dense):
                 self.target.cache.set_length(slot, 0)
-                report = partial(self.progress, f"{name}: {self.prefill.name} prefill")
-                self.target.prefill(slot, document[: self.prefix], method=self.prefill, progress=report)
+                self._read_prefix(slot, document, f"{name}: {self.prefill.name} prefill", self.prefill)
+
+    def _read_prefix(
+        self, slot: int, document: Sequence[int], label: str, method: PrefillMethod | None
+    ) -> None:
+        """Let the target read a prefix, and keep what its last rows attend to if any method wants to know."""
+        prefix, report = document[: self.prefix], partial(self.progress, label)
+        if self.scores is not None:
+            self.scores.prefill(self.target, slot, prefix, method=method, progress=report)
+        else:
+            self.target.prefill(slot, prefix, method=method, progress=report)
 
     def run(self, method: Method, mapping: Mapping | None) -> list[FidelityResult]:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
         mass = AttentionMass()
         target = self._copy(method) if isinstance(method, Evicting) else self.target
-        speculator = Speculator(target, self.draft, method, mapping, self.pair.vocab_size, mass)
+        speculator = Speculator(
+            target, self.draft, method, mapping, self.pair.vocab_size, self._observing(mass)
+        )
         for runner in (target, *self.runners[1:]):
             for slot in self.slots:
                 runner.meter.reset(slot)
+        if speculator.scores is not None and self.scores is not None:
+            speculator.scores.copy(self.scores)
         if speculator.eviction is not None:
             self._evict(speculator.eviction, mass)
         sums: list[Tensor] = []
@@ -246,6 +276,18 @@ class _Session:
             self._result(method, slot, rounds[slot], mass, read_fractions(*meters, slot))
             for slot in self.slots
         ]
+
+    def _observing(self, mass: AttentionMass) -> SelectionObserver:
+        """``mass``, and the caller's observer if there is one."""
+        other = self.observer
+        if other is None:
+            return mass
+
+        def both(step: Step, call: LayerCall, selection: Selection, output: Tensor) -> None:
+            mass(step, call, selection, output)
+            other(step, call, selection, output)
+
+        return both
 
     def _copy(self, method: Evicting) -> ModelRunner:
         """A target with a cache of its own to evict from: it holds what of the prefix ``method`` need not observe."""
@@ -278,7 +320,7 @@ class _Session:
         """The sparse logits ``[batch, count, vocab]`` of one round."""
         lengths = [start] * len(self.slots)
         export = self._draft_rows(speculator, start, count - 1)
-        attend = speculator.sparse_attend(lengths, count, export)
+        attend = speculator.sparse_attend(self.slots, lengths, count, export)
         step = self._step(speculator.target, start, count, attend, metered=True)
         return self._logits(speculator.target, step, start, count)
 

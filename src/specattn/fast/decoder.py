@@ -23,6 +23,10 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not depend on the length of the text."""
 
+LEAST_CAPABILITY = (8, 0)
+LEAST_CHANNELS, MOST_CHANNELS = 32, 256
+"""What the kernels take: bfloat16 in the tensor cores, and whole tiles of a head."""
+
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
 
@@ -60,6 +64,23 @@ def unsupported(model: PreTrainedModel) -> str | None:
     return None
 
 
+def lacks_kernels(model: PreTrainedModel) -> str | None:
+    """Why the kernels do not serve ``model`` where it is; ``None`` if they do, or if references take their place."""
+    device = model.device
+    if device.type != "cuda":
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        have, need = ("{}.{}".format(*version) for version in (capability, LEAST_CAPABILITY))
+        return f"the GPU's compute capability is {have} and the kernels need {need}"
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernels are made for bfloat16 and float16, not {str(model.dtype).removeprefix('torch.')}"
+    channels = model.get_decoder().layers[0].self_attn.head_dim
+    if not LEAST_CHANNELS <= channels <= MOST_CHANNELS:
+        return f"its heads have {channels} channels; the kernels take {LEAST_CHANNELS} to {MOST_CHANNELS}"
+    return None
+
+
 def _slides(config: Any) -> bool:
     """Whether any layer sees a window only; some configurations say so for each layer, Mistral's for all."""
     kinds = getattr(config, "layer_types", None)
@@ -74,9 +95,10 @@ class FastDecoder:
     Args:
         model: one for which :func:`unsupported` has no objection.
         length: positions that the rotary tables cover.
+        operations: what it computes with; what suits the model's device if ``None``.
     """
 
-    def __init__(self, model: PreTrainedModel, length: int) -> None:
+    def __init__(self, model: PreTrainedModel, length: int, operations: Operations | None = None) -> None:
         decoder = model.get_decoder()
         self.eps: float = model.config.rms_norm_eps
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -84,7 +106,7 @@ class FastDecoder:
         self.norm = decoder.norm.weight
         self.layers = [_merge(layer) for layer in decoder.layers]
         self.head_dim: int = decoder.layers[0].self_attn.head_dim
-        self.operations: Operations = operations_for(model.device)
+        self.operations: Operations = operations or operations_for(model.device)
         positions = torch.arange(length, device=model.device)[None]
         # In float32: the tables are rounded to the model's dtype where they are used.
         tables = decoder.rotary_emb(torch.empty(0, device=model.device), positions)

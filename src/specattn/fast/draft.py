@@ -46,6 +46,10 @@ class ExportedScores:
             torch.zeros(batch, gamma, len(heads), device=device),
         )
 
+    def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
+        """Mixtures ``[batch, targets, length]`` of the heads, averaged over the rows; ``weights`` ``[targets, heads]``."""
+        operations.head_mixture(self.logits, self.lse, weights, seen, out=out)
+
     def of(self, layer: int, row: int) -> ScoreExport:
         """Where the scores of one layer of the step ``row`` go."""
         return ScoreExport(self.places[layer], self.logits[:, row], self.lse[:, row])
@@ -74,6 +78,18 @@ class DraftSteps:
             length=length,
             device=device,
         )
+
+    def begin(self, slots: Tensor, lengths: Tensor) -> None:
+        """Nothing: a dense draft has no lists."""
+
+    def finish(self, slots: Tensor, lengths: Tensor) -> None:
+        """Nothing: the scores are there."""
+
+    def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
+        """Account for what a round of ``steps`` reads."""
+        runner = self.model.runner
+        for row in range(steps):
+            runner.meter.add_round(slots, lengths + 1 + row, runner.geometry.layers, None)
 
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
         """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from specattn.speculation import Outcome
+from specattn.fast.landing import Run
 
 WARM_UPS = 2
 """Runs before a capture: kernels are compiled and libraries make their handles in the first."""
@@ -22,7 +22,7 @@ class CapturedRound:
             them run at once.
     """
 
-    def __init__(self, run: Callable[[], Outcome], memory: Any) -> None:
+    def __init__(self, run: Run, memory: Any) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -31,9 +31,9 @@ class CapturedRound:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=memory):
-            self._outcome = run()
+            self._report = run()
 
-    def __call__(self) -> Outcome:
-        """Run the round; the outcome's tensors are overwritten by the next."""
+    def __call__(self) -> Tensor:
+        """Run the round; the report is overwritten by the next."""
         self._graph.replay()
-        return self._outcome
+        return self._report

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specattn.fast.decoder import AttendLayer, FastDecoder
+from specattn.fast.operations import Operations
 from specattn.runner import ModelRunner
 
 
@@ -20,11 +21,11 @@ class FastModel:
     vocab_size: int
 
     @classmethod
-    def of(cls, runner: ModelRunner, vocab_size: int) -> FastModel:
+    def of(cls, runner: ModelRunner, vocab_size: int, operations: Operations | None = None) -> FastModel:
         """The fast form of a runner's model; :func:`specattn.fast.decoder.unsupported` must have no objection."""
         cache = runner.cache
         length = cache.block_table.shape[1] * cache.page_size
-        return cls(runner, FastDecoder(runner.model, length), vocab_size)
+        return cls(runner, FastDecoder(runner.model, length, operations), vocab_size)
 
     @property
     def scaling(self) -> float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from specattn.errors import UsageError
 from specattn.selection.base import Selection
+
+ATTENTIONS = ("triton", "flashinfer")
+"""What the target can attend with on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class Operations:
     """What a round is made of, besides matrix products; each pair of kernel and reference has one signature.
 
     Attributes:
-        scores: the dtype in which the draft's scores are kept.
+        scores: the dtype in which the draft's logits are kept.
+        probabilities: the dtype of attention that lists are made from.
+        captured: whether a CUDA graph can hold them: none asks the host for anything.
     """
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
@@ -25,14 +31,46 @@ class Operations:
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
+    tail_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
+    round_scores: Callable[..., None]
     scores: torch.dtype
+    probabilities: torch.dtype
+    captured: bool = True
 
 
-def operations_for(device: torch.device) -> Operations:
-    """Kernels where they run, references elsewhere."""
-    return kernels() if device.type == "cuda" else references()
+def operations_for(device: torch.device, attention: str = "triton") -> Operations:
+    """Kernels where they run, references elsewhere.
+
+    Args:
+        attention: one of :data:`ATTENTIONS`. FlashInfer is there to be compared with: its launches are planned on the
+            host, so rounds are not captured.
+
+    Raises:
+        UsageError: an unknown name, or FlashInfer where it cannot run.
+    """
+    if attention not in ATTENTIONS:
+        raise UsageError(f"attention={attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
+    if attention == "triton":
+        return kernels() if device.type == "cuda" else references()
+    if device.type != "cuda":
+        raise UsageError(f"attention=flashinfer needs a CUDA GPU, not {device}; use attention=triton")
+    return with_flashinfer(kernels(), device)
+
+
+def with_flashinfer(operations: Operations, device: torch.device) -> Operations:
+    """The same with FlashInfer's attention in the target's passes; the draft's exports its scores and stays ours.
+
+    Raises:
+        UsageError: FlashInfer is not installed.
+    """
+    from specattn.kernels.flashinfer_attention import FlashInferAttention
+
+    attention = FlashInferAttention(device)
+    return replace(
+        operations, sparse_attention=attention.sparse, dense_attention=attention.dense, captured=False
+    )
 
 
 def kernels() -> Operations:
@@ -44,6 +82,8 @@ def kernels() -> Operations:
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.rope_append_triton import rope_append
+    from specattn.kernels.round_scores import round_scores
+    from specattn.kernels.tail_lists import tail_lists
 
     return Operations(
         add_norm,
@@ -52,9 +92,12 @@ def kernels() -> Operations:
         export_attention,
         head_mixture,
         nucleus_lists,
+        tail_lists,
         sparse_paged_attention,
         dense_paged_attention,
+        round_scores,
         torch.float16,
+        torch.bfloat16,
     )
 
 
@@ -70,6 +113,8 @@ def references() -> Operations:
         sparse_paged_attention_reference,
     )
     from specattn.kernels.rope_append import rope_append
+    from specattn.kernels.round_scores import round_scores_reference
+    from specattn.kernels.tail_lists_reference import tail_lists_reference
 
     return Operations(
         add_norm,
@@ -78,7 +123,10 @@ def references() -> Operations:
         export_attention_reference,
         head_mixture_reference,
         nucleus_lists_reference,
+        tail_lists_reference,
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
+        round_scores_reference,
+        torch.float32,
         torch.float32,
     )

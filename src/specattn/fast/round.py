@@ -10,9 +10,10 @@ from torch import Tensor
 
 from specattn.acceptance import verify, verify_greedy
 from specattn.fast.draft import DraftSteps, ExportedScores
-from specattn.fast.inputs import RoundInputs
 from specattn.fast.model import FastModel, steps
-from specattn.fast.selector import Selector
+from specattn.fast.requests import Requests, RoundInputs
+from specattn.fast.selector import Scores, Selector
+from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
 from specattn.mapping.artifact import Mapping
 from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection
@@ -24,10 +25,15 @@ class FastRound:
     """Rounds of one shape.
 
     Args:
-        batch: requests, padding included.
+        requests: where requests stand; a round moves its own on.
+        batch: requests of a round, padding included.
         gamma: draft tokens a round; 0 for plain decoding.
         sampling: what the requests' sampling tells the host.
         length: the most tokens that a request can have, the round's own included.
+        memory: where a sparse draft's lists come from; needed with ``draft_p`` below 1.
+
+    Attributes:
+        slots: int64 ``[batch]``, whose round it is: padding alone, until somebody writes.
     """
 
     def __init__(
@@ -36,78 +42,100 @@ class FastRound:
         draft: FastModel | None,
         method: Method,
         mapping: Mapping | None,
+        requests: Requests,
         *,
         batch: int,
         gamma: int,
         sampling: SamplingState,
         length: int,
+        memory: DraftMemory | None = None,
     ) -> None:
         self.target, self.method, self.gamma = target, method, gamma
-        device = target.runner.device
-        self.inputs = RoundInputs.allocate(batch, sampling, target.runner.cache.spare_slot, device)
+        self.requests, self.sampling = requests, sampling
+        self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
         self.operations = target.decoder.operations
-        self.scores: ExportedScores | None = None
+        self.scores: Scores | None = None
         self.selector: Selector | None = None
+        self.drafting: DraftSteps | SparseDraftSteps | None = None
+        exported = None
         if isinstance(method, SpecAttn) and draft is not None and gamma:
             assert mapping is not None
-            self.scores = ExportedScores.allocate(draft, method.draft_heads(mapping), batch, gamma, length)
+            heads = method.draft_heads(mapping)
             self.selector = Selector.allocate(
                 method, mapping, self.operations, target.runner.geometry, batch, length
             )
-        self.drafting = None
-        if draft is not None:
-            self.drafting = DraftSteps(draft, self.operations, batch, length, self.scores)
+            if method.draft_p < 1:
+                assert memory is not None
+                sparse = SparseDraftSteps(
+                    draft, self.operations, memory, heads, p=method.draft_p, batch=batch, gamma=gamma
+                )
+                self.drafting, self.scores = sparse, sparse.scores
+            else:
+                self.scores = exported = ExportedScores.allocate(draft, heads, batch, gamma, length)
+        if self.drafting is None and draft is not None:
+            self.drafting = DraftSteps(draft, self.operations, batch, length, exported)
 
-    def run(self) -> Outcome:
-        """The round of the requests in ``inputs``: tokens ``[batch, gamma + 1]`` and counts ``[batch]``."""
-        proposal = self._propose()
-        tokens = self.inputs.recent[:, 1:]
+    def run(self) -> Tensor:
+        """The round of the requests in ``slots``, and its report, see :meth:`Requests.report`."""
+        inputs = self.requests.inputs(self.slots, self.sampling)
+        outcome = self._outcome(inputs)
+        self.requests.advance(inputs, outcome)
+        return self.requests.report(inputs, outcome)
+
+    def _outcome(self, inputs: RoundInputs) -> Outcome:
+        proposal = self.propose(inputs)
+        tokens = inputs.recent[:, 1:]
         if proposal is not None:
             tokens = torch.cat([tokens, proposal.tokens], 1)
-        logits = self._verify(tokens)
+        logits = self.target_logits(inputs, tokens)
         if proposal is None:
-            token = self._choose(logits, Stream.NEXT, 0)[0]
+            token = self._choose(inputs, logits, Stream.NEXT, 0)[0]
             return Outcome(token, torch.ones_like(token[:, 0]))
-        if not self.inputs.sampling.sampled:
+        if not inputs.sampling.sampled:
             return Outcome.of(proposal.tokens, verify_greedy(proposal.tokens, logits.argmax(-1)))
-        draws = self.inputs.batch
+        draws = inputs.batch
         verdict = verify(
             proposal.tokens,
             proposal.probabilities,
-            warp(logits, self.inputs.sampling),
+            warp(logits, inputs.sampling),
             draws.uniform(Stream.ACCEPT, torch.arange(self.gamma, device=tokens.device)),
             draws.uniform(Stream.NEXT, 0),
         )
         return Outcome.of(proposal.tokens, verdict)
 
-    def _propose(self) -> Proposal | None:
+    def propose(self, inputs: RoundInputs) -> Proposal | None:
+        """The draft's tokens, if there are to be any; its scores are left behind for the selection."""
         if self.drafting is None:
             return None
-        fed, starts = self.inputs.recent, self.inputs.lengths - 1
+        fed, starts = inputs.recent, inputs.lengths - 1
+        self.drafting.begin(inputs.slots, inputs.lengths)
         tokens, probabilities = [], []
         # A round without proposals still feeds the draft, so that its cache keeps up.
         for row in range(max(self.gamma, 1)):
-            logits = self.drafting.logits(fed, self.inputs.slots, starts, row)
-            fed, probs = self._choose(logits, Stream.DRAFT, row)
-            starts = self.inputs.lengths + row + 1
+            logits = self.drafting.logits(fed, inputs.slots, starts, row)
+            fed, probs = self._choose(inputs, logits, Stream.DRAFT, row)
+            starts = inputs.lengths + row + 1
             tokens.append(fed)
             probabilities.append(probs)
+        self.drafting.finish(inputs.slots, inputs.lengths)
         return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if self.gamma else None
 
-    def _choose(self, logits: Tensor, stream: Stream, draw: int) -> tuple[Tensor, Tensor]:
+    def _choose(
+        self, inputs: RoundInputs, logits: Tensor, stream: Stream, draw: int
+    ) -> tuple[Tensor, Tensor]:
         """Tokens ``[batch, 1]`` for ``logits`` ``[batch, 1, vocab]``, and what they were drawn from, if they were."""
-        if not self.inputs.sampling.sampled:
+        if not inputs.sampling.sampled:
             return logits.argmax(-1), logits[..., :0]
-        probs = warp(logits, self.inputs.sampling)
-        return sample(probs, self.inputs.batch.uniform(stream, draw)[:, None]), probs
+        probs = warp(logits, inputs.sampling)
+        return sample(probs, inputs.batch.uniform(stream, draw)[:, None]), probs
 
-    def _verify(self, tokens: Tensor) -> Tensor:
+    def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
-        lengths, slots, rows = self.inputs.lengths, self.inputs.slots, tokens.shape[1]
+        lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
         selection = None
         if self.selector is not None and self.scores is not None:
             selection = self.selector.select(self.scores, lengths, rows)
-        self._count(selection, rows)
+        self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
 
@@ -120,13 +148,11 @@ class FastRound:
 
         return self.target.logits(tokens, slots, positions, attend, rows)
 
-    def _count(self, selection: Selection | None, rows: int) -> None:
+    def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
         """Account for what the round reads, all layers at once."""
-        slots, lengths, target = self.inputs.slots, self.inputs.lengths, self.target.runner
+        slots, lengths, target = inputs.slots, inputs.lengths, self.target.runner
         layers = target.geometry.layers
         dense = layers if selection is None else sum(map(self.method.is_dense, range(layers)))
         target.meter.add_round(slots, lengths + rows, dense, selection)
         if self.drafting is not None:
-            draft = self.drafting.model.runner
-            for row in range(max(self.gamma, 1)):
-                draft.meter.add_round(slots, lengths + 1 + row, draft.geometry.layers, None)
+            self.drafting.count(slots, lengths, max(self.gamma, 1))

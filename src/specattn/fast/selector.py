@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specattn.fast.draft import ExportedScores
 from specattn.fast.operations import Operations
 from specattn.geometry import KVGeometry
 from specattn.mapping.artifact import Mapping
+from specattn.sampling import Stream
 from specattn.selection.base import Method, Selection
+from specattn.selection.budget import budget_tokens
+from specattn.selection.random import round_numbers
 from specattn.selection.specattn import SpecAttn
+from specattn.selection.weighted_tail import comb_shift
 
 
 def unsupported(method: Method) -> str | None:
@@ -21,11 +25,20 @@ def unsupported(method: Method) -> str | None:
         return None
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} has no fast path yet: dense and specattn have"
-    wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean"}
+    wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean", "centroids": 0, "signals": "draft"}
     for option, value in wanted.items():
         if getattr(method, option) != value:
             return f"{method.name} has a fast path for {option}={value} only"
+    if method.eps:
+        return f"{method.name} has a fast path for eps=0 only"
     return None
+
+
+class Scores(Protocol):
+    """What the draft leaves behind of a round."""
+
+    def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
+        """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,8 @@ class Selector:
 
     Attributes:
         weights: float32 ``[layers * kv_heads, exported heads]``.
-        mapped: float32 ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
-        lists: indices ``[batch, layers * kv_heads, length]`` and their counts.
+        mapped: ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
+        lists: indices ``[batch, layers * kv_heads, length]`` and their counts; with a tail, their log-weights.
     """
 
     method: SpecAttn
@@ -64,29 +77,38 @@ class Selector:
             operations,
             geometry,
             weights,
-            torch.zeros(*lists, length, device=device),
+            torch.zeros(*lists, length, dtype=operations.probabilities, device=device),
             Selection(
                 torch.full((*lists, length), -1, dtype=torch.int32, device=device),
                 torch.zeros(lists, dtype=torch.int32, device=device),
+                torch.zeros(*lists, length, device=device) if method.tail else None,
             ),
         )
 
-    def select(self, scores: ExportedScores, lengths: Tensor, rows: int) -> Selection:
+    def select(self, scores: Scores, lengths: Tensor, rows: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens."""
         # The draft's last row has seen the last proposal but one.
         seen, ends = (lengths + rows - 1).int(), (lengths + rows).int()
-        self.operations.head_mixture(scores.logits, scores.lse, self.weights, seen, out=self.mapped)
-        self.operations.nucleus_lists(
-            self.mapped,
-            self.method.p,
-            ends,
-            capacity=self.lists.indices.shape[-1],
-            sink=self.method.sink,
-            recent=self.method.window + rows,
-            out=self.lists,
+        scores.mix(self.operations, self.weights, seen, self.mapped)
+        recent = self.method.window + rows
+        options = {"capacity": self.lists.indices.shape[-1], "sink": self.method.sink, "recent": recent}
+        if self.method.tail:
+            tail = (*self._draws(lengths), self.method.a)
+            self.operations.tail_lists(self.mapped, self.method.p, ends, *tail, **options, out=self.lists)
+        else:
+            self.operations.nucleus_lists(self.mapped, self.method.p, ends, **options, out=self.lists)
+        shape, weights = (self.geometry.layers, self.geometry.kv_heads), self.lists.log_weights
+        return Selection(
+            self.lists.indices.unflatten(1, shape),
+            self.lists.counts.unflatten(1, shape),
+            None if weights is None else weights.unflatten(1, shape),
         )
-        shape = (self.geometry.layers, self.geometry.kv_heads)
-        return Selection(self.lists.indices.unflatten(1, shape), self.lists.counts.unflatten(1, shape))
+
+    def _draws(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """How many tokens each request's lists draw, and where each list's comb begins."""
+        lists = torch.arange(len(self.weights), device=lengths.device)
+        numbers = round_numbers(lengths, self.method.seed, lists, 2, Stream.TAIL)
+        return budget_tokens(self.method.tail, lengths).int(), comb_shift(numbers)
 
 
 def mixture_weights(method: SpecAttn, mapping: Mapping) -> Tensor:

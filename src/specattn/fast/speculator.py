@@ -2,34 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from specattn.fast import decoder, selector
-from specattn.fast.inputs import RoundInputs
+from specattn.fast.landing import HostLanding, PinnedLanding, Run
 from specattn.fast.model import FastModel
+from specattn.fast.operations import Operations
+from specattn.fast.requests import READS, Requests, upload
 from specattn.fast.round import FastRound
+from specattn.fast.sparse_draft import DraftMemory
+from specattn.landed import Landed
 from specattn.sampling import SamplingState
+from specattn.selection.base import Method
+from specattn.selection.specattn import SpecAttn
 from specattn.speculation import Batch, Outcome, Speculator
 
+Landing = PinnedLanding | HostLanding
 
-def unsupported(speculator: Speculator) -> str | None:
+
+def unsupported(method: Method, models: Sequence[PreTrainedModel]) -> str | None:
     """Why these models and this method cannot take the fast path; ``None`` if they can."""
-    reason = selector.unsupported(speculator.method)
-    for runner in (speculator.target, speculator.draft):
-        if runner is not None:
-            reason = reason or decoder.unsupported(runner.model)
-    return reason
+    reasons = [selector.unsupported(method)]
+    for model in models:
+        reasons += [decoder.unsupported(model), decoder.lacks_kernels(model)]
+    return next(filter(None, reasons), None)
 
 
-@dataclass(frozen=True)
+@dataclass
+class _Shared:
+    """What all variants of a speculator have in common.
+
+    Attributes:
+        target, draft: the merged models.
+        requests: where requests stand.
+        memory: of the graphs; ``None`` where rounds are not captured.
+        attended: what a sparse draft's lists are made from, once there is one.
+    """
+
+    target: FastModel
+    draft: FastModel | None
+    requests: Requests
+    memory: Any | None
+    attended: DraftMemory | None = None
+
+    @classmethod
+    def of(cls, speculator: Speculator, operations: Operations | None) -> _Shared:
+        target, draft = speculator.target, speculator.draft
+        captured = target.device.type == "cuda" and (operations is None or operations.captured)
+        meters = [runner.meter for runner in (target, draft) if runner is not None]
+        return cls(
+            FastModel.of(target, speculator.vocab_size, operations),
+            None if draft is None else FastModel.of(draft, speculator.vocab_size, operations),
+            Requests(target.cache.spare_slot, target.device, meters),
+            torch.cuda.graph_pool_handle() if captured else None,
+        )
+
+
+@dataclass
 class _Ready:
-    """A round of one shape, ready to run."""
+    """A round of one shape, ready to run.
 
-    inputs: RoundInputs
-    run: Callable[[], Outcome]
+    Attributes:
+        slots: whose round it is; ``padding`` behind them.
+        landings: places of reports, in turn: one is read while the next round writes another.
+    """
+
+    slots: Tensor
+    padding: int
+    run: Run
+    landings: Iterator[Landing]
+    _held: tuple[int, ...] = ()
+
+    def assign(self, slots: Sequence[int]) -> None:
+        """Say whose round the next is; costs nothing if it is theirs already."""
+        if self._held != tuple(slots):
+            self._held = tuple(slots)
+            padded = [*slots, *[self.padding] * (len(self.slots) - len(slots))]
+            self.slots.copy_(upload(padded, self.slots.device))
 
 
 class FastSpeculator(Speculator):
@@ -37,25 +93,66 @@ class FastSpeculator(Speculator):
 
     Batches of other sizes than powers of two are padded. What is captured depends on the padded size, on gamma and on
     what the sampling asks of the host, and is captured when it is first needed.
+
+    Requests are taken in once by :meth:`enter`; from then on :meth:`launch` runs their rounds one after the other, and
+    none of them waits for the host to have read the last. :meth:`round` does both at once.
+
+    Args:
+        slow: the speculator whose place it takes.
+        operations: what rounds are made of; what suits the device if ``None``.
     """
 
-    def __init__(self, slow: Speculator) -> None:
+    def __init__(
+        self, slow: Speculator, operations: Operations | None = None, *, shared: _Shared | None = None
+    ) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
-        self._models = [
-            None if runner is None else FastModel.of(runner, self.vocab_size)
-            for runner in (self.target, self.draft)
-        ]
+        self._shared = shared or _Shared.of(slow, operations)
         self._rounds: dict[tuple[object, ...], _Ready] = {}
-        self._memory = torch.cuda.graph_pool_handle() if self.target.device.type == "cuda" else None
+
+    def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
+        """See :meth:`specattn.speculation.Speculator.variant`; requests stand where they stand for this one."""
+        slow = super().variant(drafting=drafting, sparse=sparse)
+        return self if slow is self else FastSpeculator(slow, shared=self._shared)
+
+    def enter(self, batch: Batch) -> None:
+        """Take requests in, or tell the device again where they stand."""
+        self._shared.requests.enter(batch)
+        if self._shared.attended is not None:
+            self._shared.attended.forget(batch.slots)
+
+    @torch.inference_mode()
+    def launch(self, slots: Sequence[int], gamma: int, sampling: SamplingState) -> Callable[[], Landed]:
+        """Start the next round of the requests in ``slots``; what is returned waits for it.
+
+        No more than two rounds may be under way. Of ``sampling`` only what it tells the host is used.
+        """
+        ready = self._ready(len(slots), gamma, sampling)
+        self._remember(slots, gamma)
+        ready.assign(slots)
+        landing, requests = next(ready.landings), len(slots)
+        landing.launch(ready.run)
+        return lambda: landing.land(requests)
 
     @torch.inference_mode()
     def round(self, batch: Batch, gamma: int) -> Outcome:
         """One round, see :meth:`specattn.speculation.Speculator.round`."""
-        ready = self._ready(len(batch.slots), gamma, batch.sampling)
-        ready.inputs.load(batch)
-        outcome = ready.run()
-        count = len(batch.slots)
-        return Outcome(outcome.tokens[:count], outcome.counts[:count])
+        ready, count = self._ready(len(batch.slots), gamma, batch.sampling), len(batch.slots)
+        self.enter(batch)
+        self._remember(batch.slots, gamma)
+        ready.assign(batch.slots)
+        report = ready.run()[:count]
+        return Outcome(report[:, : gamma + 1], report[:, gamma + 1])
+
+    def _remember(self, slots: Sequence[int], gamma: int) -> None:
+        """Before a round: only a sparse draft's leave what the next one's lists are made from."""
+        if self._shared.attended is not None:
+            if self._drafts_sparsely(gamma):
+                self._shared.attended.prepare(slots)
+            else:
+                self._shared.attended.forget(slots)
+
+    def _drafts_sparsely(self, gamma: int) -> bool:
+        return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
 
     def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> _Ready:
         padded = 1 << (requests - 1).bit_length()
@@ -65,21 +162,32 @@ class FastSpeculator(Speculator):
         return self._rounds[key]
 
     def _build(self, batch: int, gamma: int, sampling: SamplingState) -> _Ready:
-        target, draft = self._models
-        assert target is not None
-        cache = self.target.cache
+        cache, shared = self.target.cache, self._shared
+        length = cache.block_table.shape[1] * cache.page_size
+        if self._drafts_sparsely(gamma) and shared.attended is None:
+            assert shared.draft is not None
+            shared.attended = DraftMemory(shared.draft, length)
         round = FastRound(
-            target,
-            draft,
+            shared.target,
+            None if self.draft is None else shared.draft,
             self.method,
             self.mapping,
+            shared.requests,
             batch=batch,
             gamma=gamma,
             sampling=sampling,
-            length=cache.block_table.shape[1] * cache.page_size,
+            length=length,
+            memory=shared.attended,
         )
-        if self._memory is None:
-            return _Ready(round.inputs, round.run)
+        run, landings = self._prepare(round, batch, gamma + 2 + READS)
+        return _Ready(round.slots, shared.requests.padding, run, itertools.cycle(landings))
+
+    def _prepare(self, round: FastRound, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
+        if self.target.device.type != "cuda":
+            return round.run, [HostLanding() for _ in range(2)]
+        landings = [PinnedLanding(batch, width) for _ in range(2)]
+        if self._shared.memory is None:
+            return round.run, landings
         from specattn.fast.graph import CapturedRound
 
-        return _Ready(round.inputs, CapturedRound(round.run, self._memory))
+        return CapturedRound(round.run, self._shared.memory), landings

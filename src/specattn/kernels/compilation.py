@@ -23,6 +23,7 @@ MODULES = (
     "specattn.kernels.draft_variants",
     "specattn.kernels.nucleus_variants",
     "specattn.kernels.paged_attention_variants",
+    "specattn.kernels.prefill_variants",
 )
 ARCHITECTURES = (80, 90)
 """Compute capabilities: A100, and H100 or H200."""

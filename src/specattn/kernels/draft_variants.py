@@ -1,4 +1,4 @@
-"""What a GPU would compile of the draft's kernels, so that it can be compiled where there is none."""
+"""What a GPU would compile of the draft's kernels and Quest's, so that it can be compiled where there is none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from specattn.kernels.compilation import Variant
 from specattn.kernels.export_attention_triton import export_attention_kernel
 from specattn.kernels.head_mixture_triton import head_mixture_kernel
 from specattn.kernels.page_bounds_triton import page_bounds_kernel
+from specattn.kernels.page_scores import BLOCK as SCORED_PAGES
+from specattn.kernels.page_scores_triton import page_scores_kernel
 from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
 from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
@@ -23,6 +25,8 @@ POINTERS = {
     "rows": "*i64",
     "indices": "*i32",
     "counts": "*i32",
+    "entries": "*i64",
+    "filled": "*i32",
     "places": "*i32",
     "arrivals": "*i32",
     "parts": "*fp32",
@@ -44,6 +48,8 @@ ALIGNED = (
     "query_row",
     "query_head",
     "pool_row",
+    "bound_page",
+    "bound_head",
     "length",
     "out_length",
     "logits_length",
@@ -88,6 +94,9 @@ def _attention(dtype: str, rows: int, query_heads: int, kv_heads: int, head_dim:
     for export in ({}, NO_EXPORT):
         stages = 5 if block <= 32 else 3
         yield _variant(export_attention_kernel, dtype, dense | export, warps=warps, stages=stages)
+    pages = {"ROWS": rows, "GROUP": query_heads // kv_heads, "D": head_dim, "BLOCK_D": head_dim}
+    pages |= {"BLOCK_M": block, "BLOCK_N": SCORED_PAGES}
+    yield _variant(page_scores_kernel, dtype, pages, {"out": "*fp32"})
     yield _variant(value_attention_kernel, dtype, sizes | {"STAGES": 8}, warps=warps)
     for bits in (4, 8):
         scores = sizes | {"BITS": bits, "STAGES": 5, "BLOCK_N": min(128, 2 * tokens)}

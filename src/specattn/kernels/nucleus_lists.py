@@ -118,7 +118,7 @@ def _launch(
     *,
     by_mass: bool,
 ) -> Selection:
-    _check(scores, lengths, capacity, sink, recent, out)
+    check_scores(scores, lengths, capacity, sink, recent, out)
     out = empty_lists(scores, capacity) if out is None else out
     blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
     rows = scores.shape[:-1]
@@ -158,7 +158,7 @@ def _programs_at_a_time(device: torch.device, blocks: Blocks, rows: int) -> int:
     return multiprocessors if rows > multiprocessors else 0
 
 
-def _check(
+def check_scores(
     scores: Tensor, lengths: Tensor, capacity: int, sink: int, recent: int, out: Selection | None
 ) -> None:
     if scores.dim() < 2 or scores.dtype not in STEPS:

@@ -80,20 +80,20 @@ def select_kernel(
     length = tl.minimum(tl.maximum(tl.load(lengths + program // inner).to(tl.int32), 0), width)
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
-    own = scores + _row_offset(program, inner, batch_stride, row_stride)
+    own = scores + row_offset(program, inner, batch_stride, row_stride)
     row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
     weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B)
-    model = _moments(weight, MASS if BY_MASS else COUNT, B)
+    model = moments(weight, MASS if BY_MASS else COUNT, B)
     if AHEAD > 0:
         follower = program + AHEAD
         if follower < tl.num_programs(0):
-            _fetch(scores + _row_offset(follower, inner, batch_stride, row_stride), width, B)
+            _fetch(scores + row_offset(follower, inner, batch_stride, row_stride), width, B)
     if BY_MASS:
-        weight, low, cut = _nucleus(row, weight, limit, forced, length, model, STEP, B)
+        weight, low, cut = find_nucleus(row, weight, limit, forced, length, model, STEP, B)
         end = _write(indices, row, weight, low, cut, room, B)
         if end > room:
             low, cut = _by_count(row, weight, room - first, model, STEP, B)
@@ -115,7 +115,7 @@ def select_kernel(
 
 
 @triton.jit
-def _row_offset(program, inner, batch_stride, row_stride):
+def row_offset(program, inner, batch_stride, row_stride):
     return (program // inner).to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
 
 
@@ -134,7 +134,7 @@ def _fetch(scores, width, B: tl.constexpr):
 
 
 @triton.jit
-def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
+def moments(weight, KIND: tl.constexpr, B: tl.constexpr):
     """The model of the mass, or of the positive weights' number, over the keys, from every fourth element."""
     sample = quarters(weight, B.resident)[0]
     key = sample.to(tl.int32, bitcast=True).to(tl.float32)
@@ -146,7 +146,7 @@ def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def _nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.constexpr):
+def find_nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.constexpr):
     """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
     parts = fold(weight, B.resident, B)
     for start in range(B.resident, row.last, B.tile):

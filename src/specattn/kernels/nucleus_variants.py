@@ -1,4 +1,4 @@
-"""What a GPU would compile of the kernel of top-p and top-k, so that it can be compiled where there is none."""
+"""What a GPU would compile of the kernels of top-p, top-k and the sampled tail, to be compiled where there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from specattn.kernels.compilation import Variant
 from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS
 from specattn.kernels.nucleus_triton import select_kernel
+from specattn.kernels.tail_lists import TILE
+from specattn.kernels.tail_triton import tail_kernel
 from specattn.kernels.threshold_triton import Blocks
 
 SPILLS = 640
@@ -17,11 +19,13 @@ ALIGNED = ("scores", "lengths", "indices", "counts", "batch_stride", "row_stride
 
 
 def variants() -> Iterator[Variant]:
-    """Top-p of float32 scores in rows of every length; of bfloat16 ones, and top-k, in short ones."""
+    """Top-p of float32 scores in rows of every length, with a tail and without; the others in short ones."""
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _variant("fp32", 1, blocks, by_mass=True)
     yield _variant("bf16", 1 << 16, BLOCKS[0], by_mass=True)
     yield _variant("fp32", 1, BLOCKS[0], by_mass=False)
+    for blocks in (*BLOCKS, LONG_BLOCKS):
+        yield _tail_variant(blocks)
 
 
 def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant:
@@ -42,6 +46,22 @@ def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant
         constants,
         warps=blocks.warps,
         aligned=ALIGNED,
+        registers=blocks.registers,
+        stack=SPILLS,
+    )
+
+
+def _tail_variant(blocks: Blocks) -> Variant:
+    constants: dict[str, Any] = {"STEP": 1, "FORCED": 128, "TILE": TILE, "B": blocks}
+    signature = {name: "constexpr" if name in constants else "i32" for name in tail_kernel.arg_names}
+    signature |= {"scores": "*fp32", "log_weights": "*fp32", "shifts": "*i64", "p": "fp32", "a": "fp32"}
+    signature |= dict.fromkeys(("lengths", "draws", "indices", "counts"), "*i32")
+    return Variant(
+        tail_kernel,
+        signature,
+        constants,
+        warps=blocks.warps,
+        aligned=(*ALIGNED, "draws", "shifts", "log_weights"),
         registers=blocks.registers,
         stack=SPILLS,
     )

@@ -37,6 +37,7 @@ def sparse_paged_attention(
     page_size: int,
     *,
     out: Tensor | None = None,
+    lse: Tensor | None = None,
     workspace: Tensor | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
@@ -55,6 +56,8 @@ def sparse_paged_attention(
         scaling: factor of the logits.
         page_size: tokens a page.
         out: where the result goes, contiguous; made if ``None``.
+        lse: where the natural logarithms of the sums go, if they are wanted: float32 ``[batch, rows, query_heads]``,
+            contiguous.
         workspace: float32, at least :func:`workspace_size` elements of any content; made if ``None``. Launches that
             follow each other on one stream can share it.
         tiling: how the work is cut; by default what suits the device.
@@ -67,7 +70,7 @@ def sparse_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(selection.counts, selection.indices.shape[-1], selection.indices, selection.log_weights)
-    return _attend(query, pool, lists, positions, scaling, out, workspace, tiling)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, tiling)
 
 
 def dense_paged_attention(
@@ -92,7 +95,7 @@ def dense_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(lengths[:, None].expand(-1, keys.shape[1]), block_table.shape[1] * page_size)
-    return _attend(query, pool, lists, positions, scaling, out, workspace, tiling)
+    return _attend(query, pool, lists, positions, scaling, out, None, workspace, tiling)
 
 
 def workspace_size(
@@ -172,6 +175,7 @@ def _attend(
     positions: Tensor,
     scaling: float,
     out: Tensor | None,
+    lse: Tensor | None,
     workspace: Tensor | None,
     tiling: Tiling | None,
 ) -> Tensor:
@@ -185,10 +189,12 @@ def _attend(
     _check_shape("positions", positions, (batch, rows))
     _check_shape("counts", lists.counts, (batch, kv_heads))
     _check_shape("out", out, query.shape)
+    if lse is not None:
+        _check_shape("lse", lse, query.shape[:3])
     cut = partition(batch, rows, query_heads, kv_heads, head_dim, query.dtype, query.device, tiling)
     if workspace is None:
         workspace = torch.empty(cut.workspace_size, dtype=torch.float32, device=query.device)
-    _launch(cut, query, pool, lists, positions.contiguous(), scaling, out, workspace)
+    _launch(cut, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)
     return out
 
 
@@ -205,6 +211,7 @@ def _launch(
     positions: Tensor,
     scaling: float,
     out: Tensor,
+    lse: Tensor | None,
     workspace: Tensor,
 ) -> None:
     _, rows, query_heads, head_dim = query.shape
@@ -223,6 +230,7 @@ def _launch(
         lists.indices,
         lists.log_weights,
         out,
+        lse,
         partials,
         lses,
         plan,
@@ -250,6 +258,7 @@ def _launch(
             lses,
             plan,
             out,
+            lse,
             rows,
             kv_heads,
             GROUP=group,

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 # What changes from round to round is not specialised, so that a kernel is compiled once for a model.
 VARYING = [
@@ -42,6 +43,7 @@ def attention_kernel(
     indices,  # int32 [batch, kv_heads, capacity]; None: a list is 0, 1, 2, ...
     log_weights,  # [batch, kv_heads, capacity] or None
     out,  # [batch, rows, query_heads, HEAD_DIM], contiguous
+    lse_out,  # float32 [batch, rows, query_heads], contiguous, or None
     partials,  # float32 [programs + units, BLOCK_M, BLOCK_D]
     lses,  # float32 [programs + units, BLOCK_M]
     plan,  # int32 [units, 2]: the first and the last program of each unit
@@ -117,8 +119,10 @@ def attention_kernel(
             tl.store(plan + 2 * unit, program)
             tl.store(plan + 2 * unit + 1, _program_of(end - 1, programs, total))
         if (tile == start) & (end <= stop):
-            to = ((batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads) * HEAD_DIM
-            tl.store(out + to[:, None] + dims[None, :], part.to(out.dtype.element_ty), mask=live)
+            to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
+            tl.store(out + to[:, None] * HEAD_DIM + dims[None, :], part.to(out.dtype.element_ty), mask=live)
+            if lse_out is not None:
+                tl.store(lse_out + to, lse * LN_2, mask=m < rows * GROUP)
         else:
             # Along the stretches program + unit grows with each part: no two parts share a place.
             to = (program + unit).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -135,6 +139,7 @@ def combine_kernel(
     lses,
     plan,
     out,
+    lse_out,
     rows,
     kv_heads,
     GROUP: tl.constexpr,
@@ -172,9 +177,11 @@ def combine_kernel(
         high = higher
     batch = unit // blocks // kv_heads
     query_head = unit // blocks % kv_heads * GROUP + m % GROUP
-    to = ((batch.to(tl.int64) * rows + m // GROUP) * kv_heads * GROUP + query_head) * HEAD_DIM
+    to = (batch.to(tl.int64) * rows + m // GROUP) * kv_heads * GROUP + query_head
     result = acc / _positive(total)
-    tl.store(out + to + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    tl.store(out + to * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    if lse_out is not None:
+        tl.store(lse_out + to, (high + tl.log2(_positive(total))) * LN_2)
 
 
 @triton.jit

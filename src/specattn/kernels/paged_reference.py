@@ -19,6 +19,7 @@ def sparse_paged_attention_reference(
     positions: Tensor,
     scaling: float,
     page_size: int,
+    lse: Tensor | None = None,
     **_: object,
 ) -> Tensor:
     """Softmax attention over selected tokens; the arguments are the kernel's, and those that tune it are ignored."""
@@ -26,7 +27,7 @@ def sparse_paged_attention_reference(
     pages = block_table[slots].gather(1, (indices // page_size).flatten(1)).long().view_as(indices)
     rows = pages * page_size + indices % page_size
     heads = torch.arange(keys.shape[1], device=keys.device)[None, :, None]
-    out = sparse_attention(query, keys[rows, heads], values[rows, heads], selection, positions, scaling)
+    out = sparse_attention(query, keys[rows, heads], values[rows, heads], selection, positions, scaling, lse)
     return out.nan_to_num(0)  # NaN: the rows that see nothing
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from specattn.selection.base import Selection
 
 
 def sparse_attention(
-    query: Tensor, keys: Tensor, values: Tensor, selection: Selection, positions: Tensor, scaling: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    selection: Selection,
+    positions: Tensor,
+    scaling: float,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention over selected tokens, renormalised over them.
 
@@ -18,9 +25,11 @@ def sparse_attention(
         query: ``[batch, rows, query_heads, head_dim]``.
         keys, values: ``[batch, kv_heads, capacity, head_dim]``, gathered at ``selection.indices``.
         selection: which tokens these are; entries of -1 are padding. A row sees the selected tokens up to its own
-            position; one that sees none gives zeros. ``log_weights`` are added to the logits.
+            position, and its pseudo-tokens; one that sees nothing gives zeros. ``log_weights`` are added to the
+            logits.
         positions: ``[batch, rows]``, the rows' token positions.
         scaling: factor of the logits.
+        lse: where the logarithms of the sums go, if they are wanted: float32 ``[batch, rows, query_heads]``.
 
     Returns:
         ``[batch, rows, query_heads, head_dim]``, in the query's dtype; computed in float32.
@@ -33,9 +42,16 @@ def sparse_attention(
     if selection.log_weights is not None:
         logits = logits + selection.log_weights[:, :, None, None].float()
     visible = (indices >= 0) & (indices <= positions[:, None, None, :, None])
-    probabilities = logits.masked_fill(~visible, float("-inf")).softmax(-1)
-    probabilities = probabilities.masked_fill(~visible, 0)  # NaN in a row that sees nothing
-    out = probabilities @ values.float()[:, :, None]
+    logits, values = logits.masked_fill(~visible, float("-inf")), values.float()
+    if selection.pseudo is not None:
+        others = grouped.float() @ selection.pseudo.keys.transpose(-1, -2)[:, :, None] * scaling
+        others = others + selection.pseudo.log_weights[:, :, None, None]
+        logits, values = torch.cat([logits, others], -1), torch.cat([values, selection.pseudo.values], 2)
+    if lse is not None:
+        lse.copy_(logits.logsumexp(-1).permute(0, 3, 1, 2).flatten(2))
+    # NaN in a row that sees nothing
+    probabilities = logits.softmax(-1).masked_fill(logits == float("-inf"), 0)
+    out = probabilities @ values[:, :, None]
     return out.permute(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim).to(query.dtype)
 
 

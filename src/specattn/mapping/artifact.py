@@ -18,10 +18,11 @@ from specattn.mapping.samples import Geometry, normalised
 
 __all__ = ["VERSION", "Mapping", "MappingMetadata", "config_hash"]
 
-VERSION = 1
-"""The version of the file format."""
+VERSION = 2
+"""The version of the file format. Version 1 lacks the weights of the two signals, and is read too."""
 
 _KEY = "specattn-mapping"  # the only one of the file's header: several would be written in random order
+_READABLE = (1, VERSION)
 _MIXTURES = ("heads_kv", "heads_query", "global_kv", "global_query")
 
 
@@ -71,6 +72,8 @@ class Mapping:
         global_kv: float32 ``[target_layers, kv_heads, n]``, mixture weights over ``global_heads``.
         global_query: float32 ``[target_layers, query_heads, n]``.
         metadata: where it comes from.
+        signal_weight, signal_half_life: float32 ``[target_layers]``: what the target's earlier scores are worth beside
+            the draft's, and after how many tokens half of it (:mod:`specattn.mapping.signals`); both or neither.
 
     Raises:
         UsageError: if a tensor's shape does not agree with the geometry.
@@ -84,6 +87,8 @@ class Mapping:
     global_kv: Tensor
     global_query: Tensor
     metadata: MappingMetadata
+    signal_weight: Tensor | None = None
+    signal_half_life: Tensor | None = None
 
     def __post_init__(self) -> None:
         g, chosen = self.metadata.geometry, self.global_heads.numel()
@@ -96,8 +101,11 @@ class Mapping:
             "global_kv": (g.target_layers, g.kv_heads, chosen),
             "global_query": (g.target_layers, g.query_heads, chosen),
         }
+        if self.signal_weight is not None or self.signal_half_life is not None:
+            expected |= dict.fromkeys(("signal_weight", "signal_half_life"), (g.target_layers,))
         for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
+            tensor = getattr(self, name)
+            found = None if tensor is None else tuple(tensor.shape)
             if found != shape:
                 raise UsageError(f"a mapping's {name} must have shape {shape}, not {found}: calibrate again")
 
@@ -157,7 +165,8 @@ class Mapping:
 
     def _tensors(self) -> dict[str, Tensor]:
         names = [field.name for field in dataclasses.fields(self) if field.name != "metadata"]
-        return {name: getattr(self, name) for name in names}
+        tensors = {name: getattr(self, name) for name in names}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -179,12 +188,13 @@ def _parse(path: str | Path, header: dict[str, str]) -> MappingMetadata:
     try:
         fields = json.loads(header[_KEY])
         version = fields["version"]
-        if version == VERSION:
+        if version in _READABLE:
             return MappingMetadata(**{**fields, "geometry": Geometry(**fields["geometry"])})
     except (KeyError, TypeError, ValueError):
         raise _not_a_mapping(path) from None
     raise UsageError(
-        f"{path} is a mapping of version {version}; this specattn reads version {VERSION}: calibrate again"
+        f"{path} is a mapping of version {version}; this specattn reads versions {' and '.join(map(str, _READABLE))}: "
+        "calibrate again"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from specattn.mapping.identity import config_hash, describe
 from specattn.mapping.layer_map import monotone_map
 from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence, select_heads
 from specattn.mapping.samples import Geometry, RoundSample
+from specattn.mapping.signals import fit_signals
 from specattn.mapping.similarity import METRICS, similarity
 from specattn.mapping.statistics import collect, statistics_bytes
 from specattn.pairs import Pair
@@ -68,11 +70,15 @@ def calibrate(
     needed = len(texts) * statistics_bytes(*_kv_geometries(pair), tokens, rounds)
     check_memory(needed, pair.device, f"the statistics of {len(texts)} x {rounds} rounds of {tokens} tokens")
     generator = torch.Generator().manual_seed(seed)
-    samples: list[RoundSample] = []
     with attached(pair.target, pair.draft):
-        for ids in tokenized:
-            samples += collect(pair, ids, rounds=rounds, gamma=gamma, generator=generator, progress=progress)
-    return _fit(pair, geometry, samples, tokenized, metric=metric, heads=heads, progress=progress)
+        by_text = [
+            collect(pair, ids, rounds=rounds, gamma=gamma, generator=generator, progress=progress)
+            for ids in tokenized
+        ]
+    samples = [sample for of_text in by_text for sample in of_text]
+    mapping = _fit(pair, geometry, samples, tokenized, metric=metric, heads=heads, progress=progress)
+    weight, half_life = fit_signals(by_text, geometry, mapping.heads_kv, gamma + 1)
+    return replace(mapping, signal_weight=weight, signal_half_life=half_life)
 
 
 def _fit(

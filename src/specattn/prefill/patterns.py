@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specattn.kernels.block_sparse_attention import block_sparse_attention
 from specattn.kernels.blocks import BlockGrid, BlockLists
 from specattn.kernels.line_attention import Lines, line_attention
 from specattn.prefill.base import PrefillCall
+from specattn.prefill.block_attention import block_sparse_attention
 
 
 class Pattern(Protocol):

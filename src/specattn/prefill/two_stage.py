@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
-from specattn.kernels.block_sparse_attention import block_sparse_attention
 from specattn.kernels.blocks import BlockGrid, BlockLists
 from specattn.kernels.int8_blocks import quantise_blocks, smooth_keys
+from specattn.prefill.block_attention import block_sparse_attention
 from specattn.prefill.block_compression import Compressed, compress
 from specattn.prefill.block_selection import select_blocks
 from specattn.prefill.thresholds import Thresholds

@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from specattn.draft_attention import DraftAttention
     from specattn.mapping import Mapping
     from specattn.stores.base import SideStore, StoreSpec
+    from specattn.target_scores import StoredScores
+
+
+@dataclass(frozen=True)
+class PseudoTokens:
+    """What stands for tokens that are not read. All rows of the round see them, so they are older than it.
+
+    Attributes:
+        keys, values: float32 ``[batch, kv_heads, n, head_dim]``.
+        log_weights: float32 ``[batch, kv_heads, n]``, added to the logits: the logarithm of how many tokens each
+            stands for, -inf if for none.
+    """
+
+    keys: Tensor
+    values: Tensor
+    log_weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,16 @@ class Selection:
             that stand for themselves alone.
         extra_bytes: what choosing them read beside keys and values (page summaries, quantised keys), bytes a
             request: a number or float64 ``[batch]``.
+        pseudo: what stands for the others, if anything does.
+        capped: optional bool ``[batch, kv_heads]``: lists that a limit keeps shorter than the method's promise asks.
     """
 
     indices: Tensor
     counts: Tensor
     log_weights: Tensor | None = None
     extra_bytes: Tensor | float = 0.0
+    pseudo: PseudoTokens | None = None
+    capped: Tensor | None = None
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Selection:
@@ -50,8 +70,8 @@ class Selection:
 
     def of_layer(self, layer: int) -> Selection:
         """The lists of one layer, of a selection ``[batch, layers, kv_heads, ...]`` of all."""
-        assert self.log_weights is None, "weights are made for one layer at a time"
-        return Selection(self.indices[:, layer], self.counts[:, layer])
+        weights = None if self.log_weights is None else self.log_weights[:, layer]
+        return Selection(self.indices[:, layer], self.counts[:, layer], weights)
 
     def for_heads(self, kv_heads: int) -> Selection:
         """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""
@@ -61,6 +81,7 @@ class Selection:
     def narrowed(self, mask: Tensor) -> Selection:
         """The entries that ``mask`` ``[batch, kv_heads, capacity]`` keeps; padding stays out."""
         assert self.log_weights is None, "weights are made for the final list"
+        assert self.pseudo is None, "what stands for the others is made for the final list"
         kept = Selection.from_mask(mask & (self.indices >= 0))
         chosen = self.indices.gather(-1, kept.indices.clamp(min=0).long())
         return Selection(chosen.masked_fill(kept.indices < 0, -1), kept.counts)
@@ -81,6 +102,8 @@ class Need(enum.Flag):
     """The draft's attention rows of the round."""
     MAPPING = enum.auto()
     """The calibrated map between the two models."""
+    SCORES = enum.auto()
+    """What the target attended to in its last dense pass."""
 
 
 class KeySource(Protocol):
@@ -117,6 +140,7 @@ class RoundState:
         layers, kv_heads, query_heads: the target's geometry.
         draft: the draft's attention rows of this round, if the method needs them.
         mapping: the calibrated map, if the method needs it.
+        scores: the target's in its last dense pass, if the method needs them.
     """
 
     starts: Tensor
@@ -127,6 +151,7 @@ class RoundState:
     query_heads: int
     draft: DraftAttention | None = None
     mapping: Mapping | None = None
+    scores: StoredScores | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -173,6 +198,16 @@ class Method(Member):
         return Need.NOTHING
 
     @property
+    def wrappable(self) -> bool:
+        """:attr:`selects`, with these options."""
+        return self.selects
+
+    @property
+    def promised_error(self) -> float | None:
+        """The relative error of each query's output that the method promises to keep, but for a few; if it does."""
+        return None
+
+    @property
     def stores(self) -> tuple[StoreSpec, ...]:
         """What must be kept beside the target's cache for it: page bounds, quantised keys."""
         return ()
@@ -188,6 +223,10 @@ class Method(Member):
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         """The draft heads whose scores the method uses: int64 ``[n]`` of ``layer * heads + head``; all if ``None``."""
         return None
+
+    def reads_everything(self, rounds: int) -> bool:
+        """Whether a request reads everything that had its last dense pass ``rounds`` rounds ago, this one included."""
+        return False
 
     def is_dense(self, layer: int) -> bool:
         """Whether ``layer`` reads everything."""

@@ -7,10 +7,10 @@ from collections.abc import Collection
 from specattn.errors import UsageError
 
 
-def check_probability(method: str, option: str, value: float) -> None:
+def check_probability(method: str, option: str, value: float, example: float = 0.95) -> None:
     """Refuse a value outside (0, 1]."""
     if not 0 < value <= 1:
-        raise UsageError(f"{method}: {option}={value} is outside (0, 1]; use for example {option}=0.95")
+        raise UsageError(f"{method}: {option}={value} is outside (0, 1]; use for example {option}={example}")
 
 
 def check_inside(method: str, option: str, value: float) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specattn.kernels.nucleus import top_k
+from specattn.kernels.page_scores import page_scores, page_scores_reference, runs_on
 from specattn.selection.base import LayerState, Method, RoundState, Selection
 from specattn.selection.budget import budget_tokens, check_budget
 from specattn.selection.checks import check_choice
@@ -22,7 +23,7 @@ LEAST_PAGES = 3
 
 @dataclass(frozen=True)
 class Quest(Method):
-    """The pages with the highest bounds of what a query times one of their keys may be, see :func:`page_scores`.
+    """The pages with the highest bounds of what a query times one of their keys may be.
 
     Only pages that the context fills are scored; the page in which it ends is always read, and no other is forced. The
     paper selects for each query head and one query at a time. Here the queries of a round and of a KV head's group
@@ -60,21 +61,25 @@ class Quest(Method):
         filled = starts // self.page
         budget = -(-budget_tokens(self.budget, starts) // self.page)
         count = budget.clamp(min=LEAST_PAGES) - (starts % self.page > 0).long()  # besides the last page
-        lower, upper = self._bounds(state)
-        chosen = self._best(page_scores(state, lower, upper), count, filled)
+        lower, upper, entries = self._bounds(state)
+        score = page_scores if runs_on(state.queries, state.round.kv_heads) else page_scores_reference
+        scores = score(state.queries, lower, upper, entries, filled, state.scaling)
+        chosen = self._best(scores, count, filled)
         selection = Selection.from_mask(self._tokens(chosen, state.round))
         # A budget that covers all filled pages leaves nothing to score.
         scored = torch.where(filled > count, filled, 0).double()
-        page_bytes = 2 * lower[0, 0].numel() * lower.element_size()
+        page_bytes = 2 * lower[0].numel() * lower.element_size()
         return replace(selection, extra_bytes=scored * page_bytes)
 
-    def _bounds(self, state: LayerState) -> tuple[Tensor, Tensor]:
-        """Smallest and largest channels of all pages, ``[batch, pages, kv_heads, head_dim]`` each."""
+    def _bounds(self, state: LayerState) -> tuple[Tensor, Tensor, Tensor]:
+        """Smallest and largest channels of the store's pages, and where in it those of each request lie."""
         store = state.source.store(self.stores[0])
         assert isinstance(store, PageBoundsStore)
         starts = state.round.starts
         first = torch.arange(0, state.round.max_length, self.page, device=starts.device)
-        return store.read(state.layer, state.source.rows(first.expand(len(starts), -1)))
+        entries = state.source.rows(first.expand(len(starts), -1)) // self.page
+        bounds = store.bounds[state.layer]
+        return bounds[:, 0], bounds[:, 1], entries
 
     def _best(self, scores: Tensor, count: Tensor, filled: Tensor) -> Tensor:
         """The ``count`` best of the first ``filled`` pages, of ``scores`` ``[batch, kv_heads, rows, group, pages]``.
@@ -83,8 +88,7 @@ class Quest(Method):
             boolean ``[batch, kv_heads, pages]``.
         """
         scored = torch.arange(scores.shape[-1], device=scores.device) < filled.view(-1, 1, 1, 1, 1)
-        scores = scores.masked_fill(~scored, float("-inf")).log_softmax(-1)
-        scores = _combined(_combined(scores, self.aggregate, 2), self.gqa, 3)
+        scores = _combined(_combined(scores.log_softmax(-1), self.aggregate, 2), self.gqa, 3)
         least = scores.masked_fill(~scored, float("inf")).amin(-1, keepdim=True)
         # Logarithms keep pages apart whose weights are too small for a float; top_k wants them from 0 up.
         return top_k(scores - least, count.view(-1, 1, 1, 1), filled).any(3).any(2)
@@ -95,23 +99,6 @@ class Quest(Method):
         last = (info.starts // self.page * self.page).view(-1, 1, 1)
         mask = pages.repeat_interleave(self.page, -1)[..., : info.max_length]
         return (mask | (position >= last)) & (position < info.lengths.view(-1, 1, 1))
-
-
-def page_scores(state: LayerState, lower: Tensor, upper: Tensor) -> Tensor:
-    """Quest's estimate: ``sum_c max(q_c lower_c, q_c upper_c)``, scaled like the attention's logits.
-
-    No key of the page, multiplied by the query, exceeds it.
-
-    Args:
-        lower, upper: ``[batch, pages, kv_heads, head_dim]``, the channels' extremes in each page.
-
-    Returns:
-        float32 ``[batch, kv_heads, rows, group, pages]``.
-    """
-    query = state.queries.float().unflatten(2, (state.round.kv_heads, -1)).permute(0, 2, 1, 3, 4)
-    # Whichever product is larger depends on the channel's sign in the query alone.
-    upper, lower = (bound.float().permute(0, 2, 3, 1)[:, :, None] for bound in (upper, lower))
-    return (query.clamp(min=0) @ upper + query.clamp(max=0) @ lower) * state.scaling
 
 
 def _combined(scores: Tensor, policy: str, dim: int) -> Tensor:

@@ -52,13 +52,13 @@ class Random(Method):
         return state.prepared.of_layer(state.layer)
 
 
-def random_weights(state: RoundState, seed: int, per_head: int | None = None) -> Tensor:
+def random_weights(state: RoundState, seed: int, per_head: int | None = None, stream: int = 0) -> Tensor:
     """Independent uniform numbers ``[batch, layers, kv_heads, n]``, ``n`` the round's length or ``per_head``.
 
-    They depend on the seed and on where a request's round begins, not on its neighbours.
+    They depend on the seed, on where a request's round begins and on the ``stream``, not on its neighbours.
     """
     lists = torch.arange(state.layers * state.kv_heads, device=state.starts.device)
-    numbers = _numbers(state, seed, lists, per_head or state.max_length)
+    numbers = round_numbers(state.starts, seed, lists, per_head or state.max_length, stream)
     return numbers.unflatten(1, (state.layers, state.kv_heads))
 
 
@@ -66,12 +66,12 @@ def layer_weights(state: RoundState, layer: int, seed: int, stream: int) -> Tens
     """The numbers ``[batch, kv_heads, length]`` of one layer; each ``stream`` has its own, see ``sampling.Stream``."""
     first = layer * state.kv_heads
     lists = torch.arange(first, first + state.kv_heads, device=state.starts.device)
-    return _numbers(state, seed, lists, state.max_length, stream)
+    return round_numbers(state.starts, seed, lists, state.max_length, stream)
 
 
-def _numbers(state: RoundState, seed: int, lists: Tensor, count: int, stream: int = 0) -> Tensor:
-    """``[batch, lists, count]``."""
+def round_numbers(starts: Tensor, seed: int, lists: Tensor, count: int, stream: int) -> Tensor:
+    """``[batch, lists, count]`` of the rounds that begin at ``starts`` ``[batch]``, for the numbered ``lists``."""
     # 2**32 numbers a list are never used up, so lists do not overlap.
     counters = lists[:, None] * 2**32 + torch.arange(count, device=lists.device)
-    seeds = torch.full_like(state.starts, seed, dtype=torch.int64) * 2**32 + state.starts
+    seeds = torch.full_like(starts, seed, dtype=torch.int64) * 2**32 + starts
     return uniform(seeds, counters[None], stream)

@@ -34,8 +34,8 @@ def relative_spread(state: LayerState, exact: Selection, pilot: Selection, size:
         pilot: a uniform sample without replacement of the others, all visible to every row.
         size: integer ``[batch, kv_heads]``, how many others there are.
     """
-    exact_logits, exact_values = _read(state, exact)
-    logits, values = _read(state, pilot)
+    exact_logits, exact_values = read_logits(state, exact)
+    logits, values = read_logits(state, pilot)
     # Every row sees itself, so the maximum is finite; it cancels in the ratios.
     peak = torch.maximum(exact_logits.amax(-1), logits.amax(-1))[..., None]
     heavy, weights = (exact_logits - peak).exp(), (logits - peak).exp()
@@ -61,7 +61,7 @@ def _variance(squares: Tensor, squared_sum: Tensor, count: Tensor) -> Tensor:
     return ((squares - squared_sum / count.clamp(min=1)) / (count - 1).clamp(min=1)).clamp(min=0)
 
 
-def _read(state: LayerState, selection: Selection) -> tuple[Tensor, Tensor]:
+def read_logits(state: LayerState, selection: Selection) -> tuple[Tensor, Tensor]:
     """Logits ``[batch, kv_heads, group, rows, n]``, -inf where a row does not see a token, and values, float32."""
     info = state.round
     keys, values = state.source.gather(state.layer, selection.indices)

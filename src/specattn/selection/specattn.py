@@ -7,7 +7,7 @@ mean, which is about as good as the union and costs one selection instead of gam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,11 +15,17 @@ from torch import Tensor
 
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
+from specattn.selection.centroids import check_centroids, with_centroids
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
 from specattn.selection.groups import POLICIES, select_for_groups
+from specattn.selection.signals import check_signals, joined
+from specattn.selection.verified_tail import Promise, Residual, check_promise, verified_lists
+from specattn.selection.weighted_tail import add_tail, check_tail, residual_weights
+from specattn.stores.page_means import PageMeans
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
+    from specattn.stores.base import StoreSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,18 @@ class SpecAttn(Method):
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
+        signals: ``draft``, or ``both``: joined with what the target attended to in its last dense pass.
+        refresh: with both signals, every how many rounds the target reads everything, to see again; 0: never.
+        centroids: tokens a page, of which what is not read is represented by its mean key and value; 0: by nothing.
+        tail: tokens sampled from what the nucleus leaves out, which stand for all of it: a fraction of the context up
+            to 1, a token count above; 0 for none. With ``eps`` it is the most that may be sampled; 0 for no limit.
+        a: share of uniform probability in the sample; the rest is the mapped attention.
+        seed: of the sample, which also depends on where the round begins.
+        eps, delta: sample as many as keep each query's output within a relative error of ``eps`` in all but ``delta``
+            of the cases; an ``eps`` of 0 promises nothing.
+        pilot: draws that tell how many are needed.
+        draft_p: share of its own attention that the draft reads in its steps; 1 reads all. Only rounds that run on the
+            device alone can read less, see :mod:`specattn.fast.sparse_draft`.
     """
 
     name: ClassVar[str] = "specattn"
@@ -47,25 +65,55 @@ class SpecAttn(Method):
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
+    signals: str = "draft"
+    refresh: int = 0
+    centroids: int = 0
+    tail: float = 0
+    a: float = 0.2
+    seed: int = 0
+    eps: float = 0
+    delta: float = 0.05
+    pilot: int = 256
+    draft_p: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability(self.name, "p", self.p)
+        check_probability(self.name, "draft_p", self.draft_p)
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
         check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
+        check_signals(self)
+        check_tail(self.name, self.tail, self.a)
+        check_promise(self.name, self.eps, self.delta, self.pilot)
+        check_centroids(self.name, self.centroids, sampled=bool(self.tail or self.eps))
 
     @property
     def needs(self) -> Need:
-        return Need.DRAFT | Need.MAPPING
+        scores = Need.SCORES if self.signals == "both" else Need.NOTHING
+        return Need.DRAFT | Need.MAPPING | scores
 
-    def prepare(self, state: RoundState) -> Selection:
-        """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
+    @property
+    def stores(self) -> tuple[StoreSpec, ...]:
+        return (PageMeans(self.centroids),) if self.centroids else ()
+
+    @property
+    def wrappable(self) -> bool:
+        return not (self.tail or self.eps or self.centroids or self.refresh)
+
+    @property
+    def promised_error(self) -> float | None:
+        return self.eps or None
+
+    def prepare(self, state: RoundState) -> Selection | Residual:
+        """The lists of all layers in one go, or what they are drawn from: ``[batch, layers, kv_heads, capacity]``."""
         # [batch, rows, layers, heads, length]; one row if the rows' mean is what counts.
         weights = self._mapped(state)
+        if state.scores is not None:
+            weights = joined(weights, state)
         batch = weights.shape[0]
 
         def top_p(scores: Tensor) -> Tensor:
@@ -78,16 +126,34 @@ class SpecAttn(Method):
         else:
             mask = select_for_groups(weights, state.kv_heads, self.gqa, top_p)
         mask = mask.any(1)
+        if state.scores is not None:
+            mask = mask | (state.scores.everything[:, None] & _visible(state, mask.shape[-1]))[:, None, None]
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
+        if self.eps:
+            return Residual(mask, residual_weights(state, mask, weights.mean(1), self.a))
+        if self.tail:
+            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
+        selection = self._lists(state)
+        if state.round.scores is not None:
+            selection = replace(selection, extra_bytes=selection.extra_bytes + state.round.scores.nbytes)
+        return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
+
+    def _lists(self, state: LayerState) -> Selection:
+        if isinstance(state.prepared, Residual):
+            promise = Promise(self.eps, self.delta, self.pilot, self.tail, self.seed)
+            return verified_lists(state, state.prepared, promise)
         assert isinstance(state.prepared, Selection)
         return state.prepared.of_layer(state.layer)
 
     def draft_heads(self, mapping: Mapping | None) -> Tensor | None:
         return mapping.global_heads if self.map == "global" and mapping is not None else None
+
+    def reads_everything(self, rounds: int) -> bool:
+        return 0 < self.refresh <= rounds
 
     def _mapped(self, state: RoundState) -> Tensor:
         draft, mapping = state.draft, state.mapping

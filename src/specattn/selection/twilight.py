@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.listed_attention import listed_attention, listed_attention_reference, runs_on
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.checks import check_choice, check_probability
@@ -54,7 +55,7 @@ class Twilight(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.base.selects:
+        if not self.base.wrappable:
             raise UsageError(
                 f"{self.name}: base={self.base.name} returns no plain lists to prune; "
                 "use for example quest, full, specattn"
@@ -100,12 +101,9 @@ class Twilight(Method):
 
     def _attention(self, state: LayerState, candidates: Selection) -> Tensor:
         """The rows' attention over the candidates they see: ``[batch, kv_heads, rows, group, capacity]``."""
-        info, indices = state.round, candidates.indices
         store = state.source.store(QuantisedKeys(self.bits))
         assert isinstance(store, QuantisedKeysStore)
-        keys = store.gather(state.layer, state.source.rows(indices.clamp(min=0)))
-        query = state.queries.float().unflatten(2, (info.kv_heads, -1)).permute(0, 2, 1, 3, 4)
-        logits = query @ keys.transpose(-1, -2)[:, :, None] * state.scaling
-        position = info.starts[:, None] + torch.arange(info.rows, device=indices.device)
-        seen = (indices >= 0)[:, :, None] & (indices[:, :, None] <= position[:, None, :, None])
-        return logits.masked_fill(~seen[:, :, :, None], float("-inf")).softmax(-1)
+        copy = store.layers[state.layer]
+        attend = listed_attention if runs_on(state.queries, copy) else listed_attention_reference
+        rows = state.source.rows(candidates.indices.clamp(min=0))
+        return attend(state.queries, copy, rows, candidates.counts, state.scaling)

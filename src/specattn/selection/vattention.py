@@ -82,6 +82,10 @@ class VAttention(Method):
         return self.base.needs
 
     @property
+    def promised_error(self) -> float | None:
+        return self.eps if self.verify == "output" else None
+
+    @property
     def stores(self) -> tuple[StoreSpec, ...]:
         return self.base.stores
 
@@ -145,7 +149,7 @@ class VAttention(Method):
 
 def _check_base(base: Method) -> None:
     """Refuse a base without plain lists, or one whose lists hold only what it is forced to hold."""
-    if not base.selects:
+    if not base.wrappable:
         raise UsageError(
             f"vattention: base={base.name} returns no plain lists to extend; "
             "use for example topk, quest, specattn"

@@ -31,6 +31,11 @@ class KeyPool(Protocol):
         """For each layer ``[pool rows, kv_heads, head_dim]``."""
         ...
 
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """Of the same shapes."""
+        ...
+
     def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
         """Pool rows, int64, of token ``positions`` ``[batch, ...]`` of ``slots`` ``[batch]``."""
         ...
@@ -74,6 +79,17 @@ class StoreSpec(Protocol):
     def nbytes(self, geometry: KVGeometry, tokens: int) -> int:
         """Bytes that the store takes for a pool of ``tokens`` rows, in all layers."""
         ...
+
+
+def touched_pages(positions: Tensor, page: int) -> Tensor:
+    """Numbers of the pages of ``page`` tokens that ``positions`` ``[batch, n]``, without gaps, lie in.
+
+    Returns:
+        ``[batch, pages]``; as many as ``n`` tokens can touch at most, the last one repeated where they touch fewer.
+    """
+    count = (positions.shape[1] + page - 2) // page + 1
+    pages = positions[:, :1] // page + torch.arange(count, device=positions.device)
+    return torch.minimum(pages, positions[:, -1:] // page)
 
 
 def pool_page(specs: Sequence[StoreSpec]) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specattn.geometry import KVGeometry
-from specattn.stores.base import KeyPool
+from specattn.stores.base import KeyPool, touched_pages
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,12 @@ class PageBoundsStore:
         return sum(bounds.nbytes for bounds in self.bounds)
 
     def append(self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor) -> None:
-        first = positions[:, :1] // self.page
-        # An append of n tokens touches at most this many pages, wherever it begins.
-        count = (positions.shape[1] + self.page - 2) // self.page + 1
-        pages = torch.minimum(
-            first + torch.arange(count, device=positions.device), positions[:, -1:] // self.page
-        )
+        pages = touched_pages(positions, self.page)
         tokens = pages[..., None] * self.page + torch.arange(self.page, device=positions.device)
         # Beyond the last token lies what was rejected, or another request's past: the last token stands in for it.
         held = self.pool.keys[layer][self.pool.rows(slots, tokens.clamp(max=positions[:, -1:, None]))]
         summary = torch.stack(held.aminmax(dim=2), dim=2)  # [batch, pages, 2, kv_heads, head_dim]
         self.bounds[layer][self._entry(slots, pages)] = summary
-
-    def read(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Minima and maxima ``[..., kv_heads, head_dim]`` of the pages that begin at pool rows ``[...]``."""
-        bounds = self.bounds[layer][rows // self.page]
-        return bounds[..., 0, :, :], bounds[..., 1, :, :]
 
     def _entry(self, slots: Tensor, pages: Tensor) -> Tensor:
         return self.pool.rows(slots, pages * self.page) // self.page

@@ -1,0 +1,211 @@
+"""Rounds of decoding, timed whole: plain, dense speculation and sparse speculation on the same models and caches.
+
+With random weights nothing is known of what a draft gets right, so the acceptance rate is imposed: a round that accepts
+each proposal with probability ``a`` yields ``(1 - a^(gamma+1)) / (1 - a)`` tokens. All else, from the draft's steps to
+acceptance, is what decoding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specattn.benchmarks.continuation import Continuation, continue_texts, read_texts
+from specattn.benchmarks.imposed import check_density
+from specattn.benchmarks.report import Report
+from specattn.benchmarks.setting import MODES, FastPair, Setting, Steady
+from specattn.benchmarks.timing import Timer
+from specattn.errors import CacheFullError, UsageError
+from specattn.evaluation.documents import Document
+from specattn.fast.round import FastRound
+from specattn.gamma import check_gamma
+from specattn.selection.specattn import SpecAttn
+
+RATED = (32768, 16)
+"""Context and batch at which the share of the selection is rated."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed.
+
+    Attributes:
+        gamma: draft tokens a round.
+        density: share of the context that sparse layers read, and
+        acceptance: share of the proposals that stand: both imposed where weights are random.
+        method: how sparse rounds select.
+        resident: requests with pages of their own, see :class:`specattn.benchmarks.setting.Setting`; all if ``None``.
+    """
+
+    contexts: Sequence[int]
+    batches: Sequence[int]
+    method: SpecAttn
+    gamma: int = 4
+    density: float = 0.1
+    acceptance: float = 0.7
+    resident: int | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be timed.
+
+        Raises:
+            UsageError: naming the value.
+        """
+        check_gamma(self.gamma)
+        check_density(self.density, self.method.p)
+        if not 0 <= self.acceptance <= 1:
+            raise UsageError(f"acceptance {self.acceptance:g} must lie between 0 and 1")
+        least = self.method.sink + self.method.window + self.gamma + 2
+        for context in self.contexts:
+            if context < least:
+                raise UsageError(
+                    f"context {context} is below {least}, which the method always reads; give more"
+                )
+
+    @property
+    def cells(self) -> Iterator[tuple[int, int]]:
+        """Every batch and context."""
+        return ((batch, context) for batch in self.batches for context in self.contexts)
+
+
+def expected_tokens(gamma: int, acceptance: float) -> float:
+    """Tokens that a round yields on average: ``1 + a + ... + a^gamma``."""
+    return sum(acceptance**accepted for accepted in range(gamma + 1))
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Times the rounds of ``pair`` into ``report``.
+
+    Attributes:
+        bandwidth: bytes a second of a copy on this device; rows say which fraction of it was reached.
+        texts: what fills the caches and is continued; without, keys and values are random and acceptance and density
+            are imposed.
+    """
+
+    report: Report
+    pair: FastPair
+    plan: Plan
+    timer: Timer
+    bandwidth: float
+    texts: Sequence[Document] = ()
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """Time every cell of the plan; what does not fit into memory becomes a row that says so."""
+        for batch, context in self.plan.cells:
+            reason = None
+            try:
+                self._measure_cell(batch, context)
+            except (CacheFullError, torch.OutOfMemoryError) as error:
+                reason = str(error).splitlines()[0]
+            # Outside of the handler: the exception holds on to what was made.
+            if reason is not None:
+                row = {"shape": self.pair.name, "batch": batch, "context": context}
+                self.report.row(**row, mode="skipped", note=reason)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _measure_cell(self, batch: int, context: int) -> None:
+        plan = self.plan
+        room = (self.timer.repeats + 1 if self.texts else 1) * (plan.gamma + 1)
+        resident = None if self.texts else plan.resident
+        setting = Setting(self.pair, batch, context, plan.gamma, room, resident)
+        starts = read_texts(setting, self.texts) if self.texts else None
+        if starts is None:
+            setting.fill()
+        rows = {}
+        for mode in MODES:
+            round = setting.round(mode, plan.density if starts is None else None)
+            found = None if starts is None else continue_texts(setting, round, starts, self.timer)
+            rows[mode] = self._row(setting, round, mode, found)
+            del round
+        _add_shares(rows, self.bandwidth)
+        for row in rows.values():
+            self.report.row(**row)
+        _add_ratios(self.report, self.pair.name, rows, batch, context)
+
+    def _row(
+        self, setting: Setting, round: FastRound, mode: str, found: Continuation | None
+    ) -> dict[str, Any]:
+        """What one round takes, reads and yields; ``found`` is what the continuation of texts was like."""
+        before = setting.reads()
+        steady = Steady(round)
+        steady.run()
+        read, full, draft_read = (after - b for after, b in zip(setting.reads(), before, strict=True))
+        gamma = round.gamma
+        tokens = found.tokens_a_round if found else expected_tokens(gamma, self.plan.acceptance)
+        ms = found.ms if found else self.timer.median_ms(steady.run)
+        row: dict[str, Any] = {
+            "shape": self.pair.name,
+            "weights": "trained" if found else "random",
+            "batch": setting.batch,
+            "context": setting.context,
+            "mode": mode,
+            "gamma": gamma,
+            "acceptance": _acceptance(gamma, self.plan, found),
+            "density": _density(setting, read / full) if mode == "sparse" else 1.0,
+            "kv_read_fraction": read / full,
+            "tokens_a_round": tokens,
+            "ms": ms,
+            "tokens_per_second": setting.batch * tokens / ms * 1e3,
+            **self._parts(steady),
+            "bytes": self.pair.weight_bytes(gamma) + read + draft_read,
+        }
+        if found:
+            row |= {"wall_ms": found.wall_ms, "texts": found.texts}
+        elif setting.resident < setting.batch:
+            row["resident"] = setting.resident
+        return row
+
+    def _parts(self, steady: Steady) -> dict[str, float]:
+        """Milliseconds of what a round begins with, by itself."""
+        parts = {}
+        if steady.round.gamma:
+            parts["draft_ms"] = self.timer.median_ms(steady.propose)
+        if steady.round.selector is not None:
+            parts["selection_ms"] = self.timer.median_ms(steady.select)
+        return parts
+
+
+def _acceptance(gamma: int, plan: Plan, found: Continuation | None) -> float | None:
+    """Accepted over proposed tokens, or the rate that is imposed."""
+    if not gamma:
+        return None
+    return (found.tokens_a_round - 1) / gamma if found else plan.acceptance
+
+
+def _density(setting: Setting, fraction: float) -> float:
+    """The share that the sparse layers read, where all layers together read ``fraction``."""
+    layers = setting.target.runner.geometry.layers
+    dense = sum(map(setting.pair.method.is_dense, range(layers)))
+    return (fraction * layers - dense) / (layers - dense)
+
+
+def _add_shares(rows: dict[str, dict[str, Any]], bandwidth: float) -> None:
+    """Each row's bandwidth; what the selection takes of a sparse round, exporting the scores included."""
+    for row in rows.values():
+        row["copy_bandwidth_fraction"] = row["bytes"] / (row["ms"] * 1e-3) / bandwidth
+    sparse, dense = rows["sparse"], rows["dense"]
+    exporting = sparse["draft_ms"] - dense["draft_ms"]
+    sparse["selection_share"] = (exporting + sparse["selection_ms"]) / sparse["ms"]
+    for row in (dense, sparse):
+        row["verification_ms"] = row["ms"] - row["draft_ms"] - row.get("selection_ms", 0.0)
+
+
+def _add_ratios(report: Report, name: str, rows: dict[str, dict[str, Any]], batch: int, context: int) -> None:
+    speeds = {mode: row["tokens_per_second"] for mode, row in rows.items()}
+    key = f"{name}_{context_label(context)}_b{batch}"
+    report.ratio(f"{key}_vs_speculation", speeds["sparse"] / speeds["dense"])
+    report.ratio(f"{key}_vs_plain", speeds["sparse"] / speeds["plain"])
+    if (context, batch) == RATED:
+        worst = report.ratios.get("selection_overhead", 0.0)
+        report.ratio("selection_overhead", max(worst, rows["sparse"]["selection_share"]))
+
+
+def context_label(context: int) -> str:
+    """``32k`` for 32,768 tokens; a number that is no multiple of 1,024 as it is."""
+    return str(context) if context % 1024 else f"{context // 1024}k"

@@ -1,0 +1,221 @@
+"""Where rounds are timed: a pair on the fast path, with caches for one batch and one context."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specattn.benchmarks.imposed import imposed_nucleus
+from specattn.errors import UsageError
+from specattn.fast.decoder import FastDecoder
+from specattn.fast.model import FastModel
+from specattn.fast.requests import Requests, RoundInputs
+from specattn.fast.round import FastRound
+from specattn.fast.speculator import unsupported
+from specattn.mapping.artifact import Mapping
+from specattn.runner import ModelRunner
+from specattn.sampling import SamplingParams, SamplingState
+from specattn.selection.base import Method
+from specattn.selection.dense import Dense
+from specattn.selection.specattn import SpecAttn
+
+MODES = ("plain", "dense", "sparse")
+"""Without a draft; with one, all tokens verified against everything; with one that says what is read."""
+
+
+def check_fast(models: Sequence[PreTrainedModel], method: Method) -> SpecAttn:
+    """The method, if it and the models can take the fast path.
+
+    Raises:
+        UsageError: saying why they cannot.
+    """
+    reason = unsupported(method, models)
+    if reason is None and not isinstance(method, SpecAttn):
+        reason = f"method {method.name!r} selects nothing that could be faster"
+    if reason is not None:
+        raise UsageError(f"rounds of these models cannot be timed: {reason}")
+    assert isinstance(method, SpecAttn)
+    return method
+
+
+@dataclass(frozen=True)
+class FastPair:
+    """Two models, transformed for decoding once for all caches.
+
+    Attributes:
+        name: what rows and ratios call the pair.
+        models, decoders: the target's and the draft's.
+        method: how the sparse rounds select.
+    """
+
+    name: str
+    models: tuple[PreTrainedModel, PreTrainedModel]
+    decoders: tuple[FastDecoder, FastDecoder]
+    mapping: Mapping
+    method: SpecAttn
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        target: PreTrainedModel,
+        draft: PreTrainedModel,
+        mapping: Mapping,
+        method: SpecAttn,
+        length: int,
+    ) -> FastPair:
+        """The fast form of two models for texts of up to ``length`` tokens."""
+        decoders = FastDecoder(target, length), FastDecoder(draft, length)
+        return cls(name, (target, draft), decoders, mapping, method)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that both models know."""
+        return min(model.config.vocab_size for model in self.models)
+
+    def weight_bytes(self, gamma: int) -> int:
+        """Bytes of the weights that a round reads: the target's once, the draft's ``gamma`` times."""
+        target, draft = map(_read_weights, self.models)
+        return target + gamma * draft
+
+
+class Setting:
+    """Caches for ``batch`` requests of ``context`` tokens, and the rounds that decode behind them.
+
+    Args:
+        room: tokens that a round or several may add to each request.
+        resident: requests that have pages of their own; the others' block tables name the same pages in another
+            order. For what does not fit into memory: as many bytes are read, from places that no cache knows any more.
+
+    Raises:
+        CacheFullError: if a cache does not fit.
+    """
+
+    def __init__(
+        self, pair: FastPair, batch: int, context: int, gamma: int, room: int, resident: int | None = None
+    ) -> None:
+        self.pair, self.batch, self.context, self.gamma = pair, batch, context, gamma
+        own, length = min(resident or batch, batch), context + room
+        self.resident = own
+        runners = [
+            ModelRunner(model, tokens=own * length, slots=batch, max_length=length) for model in pair.models
+        ]
+        for runner in runners:
+            for slot in range(own):
+                assert runner.cache.allocate(length) == slot
+            _share_pages(runner.cache.block_table, own, batch)
+        self.target, self.draft = (
+            FastModel(runner, decoder, pair.vocab_size)
+            for runner, decoder in zip(runners, pair.decoders, strict=True)
+        )
+
+    @property
+    def runners(self) -> tuple[ModelRunner, ModelRunner]:
+        """The target's and the draft's."""
+        return self.target.runner, self.draft.runner
+
+    def fill(self) -> None:
+        """Put random keys and values everywhere."""
+        for runner in self.runners:
+            for pool in (*runner.cache.keys, *runner.cache.values):
+                pool.normal_()
+
+    def round(self, mode: str, density: float | None = None) -> FastRound:
+        """A round of all requests in one of :data:`MODES`, behind ``context`` tokens each.
+
+        Args:
+            density: the share of the context that sparse layers are to read; what the method finds if ``None``.
+        """
+        target, pair = self.target, self.pair
+        if density is not None and mode == "sparse":
+            target = self._imposed(density)
+        cache, device = target.runner.cache, target.runner.device
+        round = FastRound(
+            target,
+            None if mode == "plain" else self.draft,
+            pair.method if mode == "sparse" else Dense(),
+            pair.mapping,
+            Requests(cache.spare_slot, device, [runner.meter for runner in self.runners]),
+            batch=self.batch,
+            gamma=0 if mode == "plain" else self.gamma,
+            sampling=SamplingState.of([SamplingParams()] * self.batch, device),
+            length=cache.block_table.shape[1] * cache.page_size,
+        )
+        round.slots.copy_(torch.arange(self.batch))
+        self.place(round, [(self.context, 7 + slot, 11 + slot) for slot in range(self.batch)])
+        return round
+
+    def place(self, round: FastRound, starts: Sequence[tuple[int, int, int]]) -> None:
+        """Let the requests of ``round`` have these lengths, previous and pending tokens."""
+        rows = [[length, 0, previous, pending] for length, previous, pending in starts]
+        round.requests.table[: self.batch].copy_(torch.tensor(rows))
+
+    def _imposed(self, density: float) -> FastModel:
+        """The target with a nucleus that keeps this share of the context."""
+        cache, rows, method = self.target.runner.cache, self.gamma + 1, self.pair.method
+        decoder = copy.copy(self.target.decoder)
+        nucleus = imposed_nucleus(
+            decoder.operations.nucleus_lists,
+            lists=(self.batch, cache.geometry.layers * cache.geometry.kv_heads),
+            width=cache.block_table.shape[1] * cache.page_size,
+            visible=self.context + rows,
+            density=density,
+            p=method.p,
+            sink=method.sink,
+            recent=method.window + rows,
+            device=self.target.runner.device,
+        )
+        decoder.operations = replace(decoder.operations, nucleus_lists=nucleus)
+        return replace(self.target, decoder=decoder)
+
+    def reads(self) -> tuple[float, float, float]:
+        """Bytes of keys and values so far, all requests: read by the target, by a dense target, by the draft."""
+        target, draft = (runner.meter for runner in self.runners)
+        return tuple(float(meter[: self.batch].sum()) for meter in (target.read, target.full, draft.read))  # type: ignore[return-value]
+
+
+class Steady:
+    """A round and its parts, again and again from where the requests stand now."""
+
+    def __init__(self, round: FastRound) -> None:
+        self.round = round
+        self._start = round.requests.table.clone()
+
+    def run(self) -> Tensor:
+        """The round; returns its report."""
+        report = self.round.run()
+        self.round.requests.table.copy_(self._start)
+        return report
+
+    def propose(self) -> object:
+        """The draft's steps."""
+        return self.round.propose(self.inputs())
+
+    def select(self) -> object:
+        """Mixture and nucleus, of the scores that the draft's last steps left behind."""
+        round = self.round
+        assert round.selector is not None and round.scores is not None
+        return round.selector.select(round.scores, self.inputs().lengths, round.gamma + 1)
+
+    def inputs(self) -> RoundInputs:
+        """What the round begins with."""
+        return self.round.requests.inputs(self.round.slots, self.round.sampling)
+
+
+def _share_pages(table: Tensor, own: int, batch: int) -> None:
+    """Let the requests behind the first ``own`` read the pages of these, each from another page on."""
+    pages = table.shape[1]
+    for slot in range(own, batch):
+        table[slot] = table[slot % own].roll(slot // own * pages // (batch // own + 1))
+
+
+def _read_weights(model: PreTrainedModel) -> int:
+    """Bytes of the weights that a pass reads: of an embedding that is no output head, only rows."""
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return whole if model.get_output_embeddings().weight is embedding else whole - embedding.nbytes

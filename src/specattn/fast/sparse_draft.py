@@ -1,0 +1,179 @@
+"""A draft that reads its own nucleus: lists from the round before, scores of all tokens once a round.
+
+In a step each KV head reads the tokens that held ``draft_p`` of its attention in the round before, on average over
+that round's rows and the group's heads, and the newest tokens. What all tokens would get is worked out after the
+steps, for all rows of the round in one pass over the keys (:mod:`specattn.kernels.round_scores`). So the lists cannot
+lock themselves in: tokens that were not read are scored like the others. A round reads each key once and a list a
+step, where a dense draft reads all keys and values in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specattn.fast.model import FastModel, steps
+from specattn.fast.operations import Operations
+from specattn.kernels.paged import PagedBatch
+from specattn.kernels.score_export import export_places
+from specattn.selection.base import Selection
+
+SINK, WINDOW = 4, 32
+"""Tokens that the draft's lists always hold: the first, and the newest that have been scored."""
+
+
+class DraftMemory:
+    """What each slot's draft attended to in its last round.
+
+    Attributes:
+        scores: ``[slots + 1, layers * kv_heads, length]``, each KV head's mean attention; infinite, which lists take
+            whole, where there has been no round.
+    """
+
+    def __init__(self, model: FastModel, length: int) -> None:
+        geometry, cache = model.runner.geometry, model.runner.cache
+        self.scores = torch.full(
+            (cache.spare_slot + 1, geometry.layers * geometry.kv_heads, length),
+            float("inf"),
+            dtype=model.decoder.operations.probabilities,
+            device=model.runner.device,
+        )
+        self._known: set[int] = set()
+
+    def prepare(self, slots: Sequence[int]) -> None:
+        """Before a round of a sparse draft: what is known of requests that had other rounds since is forgotten."""
+        unknown = [slot for slot in slots if slot not in self._known]
+        for slot in unknown:
+            self.scores[slot] = float("inf")
+        self._known.update(unknown)
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """These slots have new requests, or rounds that leave no scores."""
+        self._known.difference_update(slots)
+
+
+class MeanScores:
+    """Attention of the heads that the mapping uses, averaged over the rows of a round.
+
+    Attributes:
+        heads: ``[batch, heads, length]``.
+    """
+
+    def __init__(self, heads: Tensor) -> None:
+        self.heads = heads
+
+    def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
+        """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
+        torch.matmul(weights.to(self.heads.dtype), self.heads, out=out)
+
+
+class SparseDraftSteps:
+    """Attention of the draft's steps over its own lists.
+
+    Args:
+        memory: of all rounds of these models.
+        heads: numbers ``layer * query_heads + head`` of those that the mapping uses, all if ``None``.
+        p: share of its attention that a list holds.
+        batch: requests, padding included.
+        gamma: steps of a round.
+    """
+
+    def __init__(
+        self,
+        model: FastModel,
+        operations: Operations,
+        memory: DraftMemory,
+        heads: Tensor | None,
+        *,
+        p: float,
+        batch: int,
+        gamma: int,
+    ) -> None:
+        self.model, self.operations, self.memory, self.p, self.gamma = model, operations, memory, p, gamma
+        geometry, device = model.runner.geometry, model.runner.device
+        if heads is None:
+            heads = torch.arange(geometry.layers * geometry.query_heads)
+        self._places = export_places(heads.cpu(), geometry.layers, geometry.query_heads).to(device)
+        length, lists = memory.scores.shape[-1], (batch, geometry.layers * geometry.kv_heads)
+        self.scores = MeanScores(
+            torch.zeros(batch, len(heads), length, dtype=memory.scores.dtype, device=device)
+        )
+        self._lists = Selection(
+            torch.full((*lists, length), -1, dtype=torch.int32, device=device),
+            torch.zeros(lists, dtype=torch.int32, device=device),
+        )
+        self._queries: list[Tensor] = []
+        self._lse: list[Tensor] = []
+
+    def begin(self, slots: Tensor, lengths: Tensor) -> None:
+        """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
+        self._queries, self._lse = [], []
+        # What this round and the one before have added has no scores yet.
+        recent = WINDOW + 2 * (self.gamma + 1)
+        self.operations.nucleus_lists(
+            self.memory.scores[slots],
+            self.p,
+            (lengths + self.gamma).int(),
+            capacity=self._lists.indices.shape[-1],
+            sink=SINK,
+            recent=recent,
+            out=self._lists,
+        )
+
+    def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
+        """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
+        cache, positions = self.model.runner.cache, steps(starts, fed.shape[1])
+        lists = self._of_layers()
+
+        def attend(layer: int, query: Tensor) -> Tensor:
+            lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+            out = self.operations.sparse_attention(
+                query,
+                cache.keys[layer],
+                cache.values[layer],
+                cache.block_table,
+                slots,
+                lists.of_layer(layer),
+                positions,
+                self.model.scaling,
+                cache.page_size,
+                lse=lse,
+            )
+            self._queries.append(query[:, -1])
+            self._lse.append(lse[:, -1])
+            return out
+
+        return self.model.logits(fed, slots, positions, attend, 1)
+
+    def finish(self, slots: Tensor, lengths: Tensor) -> None:
+        """Score all tokens for the round's rows, the last of which follows ``lengths + gamma`` tokens."""
+        runner, layers = self.model.runner, self.model.runner.geometry.layers
+        cache = runner.cache
+        seen = PagedBatch(cache.block_table, slots, (lengths + self.gamma).int(), cache.page_size)
+        queries = torch.stack(self._queries).unflatten(0, (self.gamma, layers))
+        sums = torch.stack(self._lse).unflatten(0, (self.gamma, layers))
+        own = self.memory.scores.unflatten(1, (layers, -1))
+        for layer in range(layers):
+            self.operations.round_scores(
+                queries[:, layer].transpose(0, 1),
+                cache.keys[layer],
+                seen,
+                sums[:, layer].transpose(0, 1),
+                self._places[layer],
+                self.model.scaling,
+                heads_out=self.scores.heads,
+                own_out=own[:, layer],
+            )
+
+    def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
+        """Account for what a round of ``steps`` reads: its lists in each step, and each key once."""
+        meter, lists = self.model.runner.meter, self._of_layers()
+        for row in range(steps):
+            meter.add_round(slots, lengths + 1 + row, 0, lists)
+        meter.add_keys(slots, lengths + steps)
+
+    def _of_layers(self) -> Selection:
+        shape = (self.model.runner.geometry.layers, -1)
+        return Selection(self._lists.indices.unflatten(1, shape), self._lists.counts.unflatten(1, shape))

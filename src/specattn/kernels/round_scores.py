@@ -1,0 +1,164 @@
+"""The draft's attention of a whole round, in one pass over its keys after its steps.
+
+A draft that reads only its own nucleus in its steps does not see the scores of all tokens there. They are worked out
+once for all rows of the round: each key is read once, not once a step, and no value at all. What the mapping needs is
+the mean over the rows, so that is what is written: a probability a token and exported head. The steps' log-sum-exps
+normalise the rows, though they are sums over what was read: the rows of a head are then too large by the mass that
+its nucleus left out, at most a twentieth, and in proportion to each other they are exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specattn.errors import UsageError
+from specattn.kernels.paged import PagedBatch, check_power_of_two, check_shape
+
+LEAST_BLOCK = 16
+"""Rows of the smallest tile that tensor cores multiply."""
+
+LARGEST_BLOCK = 128
+TILE_TOKENS = 128
+TILES = 8
+
+
+def round_scores(
+    query: Tensor,
+    keys: Tensor,
+    batch: PagedBatch,
+    lse: Tensor,
+    places: Tensor,
+    scaling: float,
+    *,
+    heads_out: Tensor,
+    own_out: Tensor,
+) -> None:
+    """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of one layer.
+
+    Args:
+        query: ``[batch, rows, query_heads, head_dim]``, the heads of a row contiguous.
+        keys: the layer's pool, ``[pool_rows, kv_heads, head_dim]``.
+        batch: where the tokens lie. Row ``r`` sees ``lengths - rows + 1 + r`` of them.
+        lse: float32 ``[batch, rows, query_heads]``, the heads of a row contiguous: log-sum-exps of the rows' logits.
+        places: int32 ``[query_heads]``: each head's place in ``heads_out``, -1 for those that are not exported; see
+            :func:`specattn.kernels.score_export.export_places`.
+        heads_out: ``[batch, export_heads, length]``; tokens that the last row sees are written, and zeros behind.
+        own_out: ``[slots, kv_heads, length]``, the mean over a group's heads, in the slots of ``batch``.
+
+    Raises:
+        UsageError: shapes that do not fit together, or that the kernel cannot take.
+    """
+    from specattn.kernels.round_scores_triton import round_scores_kernel
+
+    _check(query, keys, batch, lse, places, heads_out, own_out)
+    requests, rows, query_heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    group = query_heads // kv_heads
+    block_rows, block_group = blocks(rows, group)
+    length = own_out.shape[-1]
+    grid = (-(-length // (TILE_TOKENS * TILES)), kv_heads, requests)
+    round_scores_kernel[grid](
+        query,
+        keys,
+        batch.block_table,
+        batch.slots,
+        batch.lengths,
+        lse,
+        places,
+        heads_out,
+        own_out,
+        scaling,
+        length,
+        query.stride(0),
+        query.stride(1),
+        lse.stride(0),
+        lse.stride(1),
+        keys.stride(0),
+        batch.block_table.stride(0),
+        heads_out.stride(0),
+        heads_out.stride(1),
+        own_out.stride(0),
+        own_out.stride(1),
+        ROWS=rows,
+        GROUP=group,
+        D=head_dim,
+        PAGE=batch.page_size,
+        BLOCK_R=block_rows,
+        BLOCK_G=block_group,
+        BLOCK_N=TILE_TOKENS,
+        TILES=TILES,
+        num_warps=4 if block_rows * block_group <= 64 else 8,
+        num_stages=3,
+    )
+
+
+def blocks(rows: int, group: int) -> tuple[int, int]:
+    """Rows and heads of a tile, powers of two.
+
+    Raises:
+        UsageError: if they do not fit.
+    """
+    block_group = 1 << (group - 1).bit_length()
+    block_rows = max(1 << (rows - 1).bit_length(), LEAST_BLOCK // block_group)
+    if block_rows * block_group > LARGEST_BLOCK:
+        raise UsageError(
+            f"{rows} rows of {group} heads a group need a tile of {block_rows * block_group} rows: up to "
+            f"{LARGEST_BLOCK} fit; draft fewer tokens a round"
+        )
+    return block_rows, block_group
+
+
+def round_scores_reference(
+    query: Tensor,
+    keys: Tensor,
+    batch: PagedBatch,
+    lse: Tensor,
+    places: Tensor,
+    scaling: float,
+    *,
+    heads_out: Tensor,
+    own_out: Tensor,
+) -> None:
+    """The same in float32 PyTorch, request by request."""
+    _check(query, keys, batch, lse, places, heads_out, own_out)
+    _, rows, query_heads, _ = query.shape
+    group = query_heads // keys.shape[1]
+    exported = (places >= 0).nonzero().flatten()
+    for request in range(len(batch)):
+        key = keys[batch.visible_rows(request)].float().repeat_interleave(group, 1)
+        logits = torch.einsum("rhd,nhd->rhn", query[request].float(), key) * scaling - lse[request][..., None]
+        seen = len(key) - rows + 1 + torch.arange(rows, device=keys.device)
+        hidden = torch.arange(len(key), device=keys.device) >= seen[:, None, None]
+        mean = logits.exp().masked_fill(hidden, 0).mean(0)  # [query_heads, tokens]
+        slot, end = int(batch.slots[request]), min(len(key), own_out.shape[-1])
+        heads_out[request, places[exported].long(), :end] = mean[exported, :end].to(heads_out.dtype)
+        own_out[slot, :, :end] = mean[:, :end].unflatten(0, (-1, group)).mean(1).to(own_out.dtype)
+        behind = slice(len(key), len(key) + TILE_TOKENS)
+        heads_out[request, places[exported].long(), behind] = 0
+        own_out[slot, :, behind] = 0
+
+
+def _check(
+    query: Tensor,
+    keys: Tensor,
+    batch: PagedBatch,
+    lse: Tensor,
+    places: Tensor,
+    heads_out: Tensor,
+    own_out: Tensor,
+) -> None:
+    check_shape("query", query, len(batch), None, None, None)
+    _, rows, query_heads, head_dim = query.shape
+    check_shape("keys", keys, None, None, head_dim)
+    check_shape("lse", lse, len(batch), rows, query_heads)
+    check_shape("places", places, query_heads)
+    check_shape("own_out", own_out, None, keys.shape[1], None)
+    check_shape("heads_out", heads_out, len(batch), None, own_out.shape[-1])
+    check_power_of_two("head_dim", head_dim, least=16)
+    if query_heads % keys.shape[1]:
+        raise UsageError(f"{query_heads} query heads are no multiple of {keys.shape[1]} KV heads")
+    if query.stride()[2:] != (head_dim, 1) or lse.stride(2) != 1 or not keys.is_contiguous():
+        raise UsageError("the heads of query and lse must be contiguous, and the pool of keys")
+    if heads_out.stride(-1) != 1 or own_out.stride(-1) != 1:
+        raise UsageError("the last dimension of heads_out and own_out must be contiguous")

@@ -1,0 +1,54 @@
+"""What a round does: how many tokens the draft proposes, and whether the target reads all of its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specattn.gamma import AUTO, GAMMAS
+from specattn.selection.base import Method, Need
+from specattn.selection.dense import Dense
+from specattn.selection.eviction import Evicting
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a round.
+
+    Attributes:
+        gamma: draft tokens; with 0 the draft does not run.
+        sparse: whether the target reads what the method selects, or everything.
+    """
+
+    gamma: int
+    sparse: bool
+
+    @property
+    def mode(self) -> tuple[bool, bool]:
+        """What plans have in common whose costs behave alike: whether the draft runs, and how the target reads."""
+        return (self.gamma > 0, self.sparse)
+
+    def __str__(self) -> str:
+        reading = "sparse" if self.sparse else "dense"
+        return f"{reading}, gamma {self.gamma}" if self.gamma else f"{reading}, no draft"
+
+
+def candidates(method: Method, gamma: int | str, *, drafting: bool, fallback: bool) -> Sequence[Plan]:
+    """The plans that an engine may choose from; the first is what was asked for.
+
+    Dense rounds, and rounds without a draft, are there as a fallback, since both give what the target itself would.
+    With ``gamma`` ``auto`` rounds without a draft are there anyway, if the method does without it.
+
+    Args:
+        drafting: whether there is a draft.
+        fallback: whether rounds may read everything though the method is sparse.
+    """
+    sparse = not isinstance(method, Dense)
+    fallback = fallback and not isinstance(method, Evicting)
+    lengths = [0] if not drafting else GAMMAS if gamma == AUTO else [int(gamma)]
+    plans = [Plan(length, sparse) for length in lengths]
+    if gamma == AUTO and not (Need.DRAFT in method.needs or isinstance(method, Evicting)):
+        plans.append(Plan(0, sparse))
+    if fallback:
+        plans += [Plan(length, False) for length in (*lengths, 0)]
+    return list(dict.fromkeys(plans))

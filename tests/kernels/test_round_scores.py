@@ -1,0 +1,121 @@
+"""The draft's attention of a round in one pass: in Triton's interpreter, and on the GPU where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from draft_case import BOUND, DEVICE, DTYPES, NAN, SHAPES, DraftCase, draft_case
+from torch import Tensor
+
+from specattn.errors import UsageError
+from specattn.kernels.check import error_ratio
+from specattn.kernels.round_scores import round_scores, round_scores_reference
+
+SCALING = 0.21
+LENGTHS = [150, 9, 0, 33]
+BOTH = pytest.mark.parametrize("score", [round_scores, round_scores_reference])
+
+
+def exact(case: DraftCase, request: int) -> tuple[Tensor, Tensor]:
+    """Log-sum-exps ``[rows, heads]`` and mean probabilities ``[heads, length]``, a row and head at a time."""
+    key = case.clean_keys[request].double()
+    rows, heads, _ = case.query.shape[1:]
+    lse = torch.zeros(rows, heads, dtype=torch.float64, device=DEVICE)
+    mean = torch.zeros(heads, len(key), dtype=torch.float64, device=DEVICE)
+    for row in range(rows):
+        seen = max(len(key) - rows + 1 + row, 0)
+        for head in range(heads):
+            logits = key[:seen, head // (heads // key.shape[1])] @ case.query[request, row, head].double()
+            lse[row, head] = (logits * SCALING).logsumexp(0) if seen else 0
+            mean[head, :seen] += (logits * SCALING).softmax(0) / rows
+    return lse, mean
+
+
+def run(case: DraftCase, score, length: int = 192, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    places = case.export().places
+    kv_heads, slots = case.keys.shape[1], len(case.batch.block_table)
+    heads_out = torch.full((len(case.lengths), int(places.max()) + 2, length), NAN, dtype=dtype, device=DEVICE)
+    own_out = torch.full((slots, kv_heads, length), NAN, dtype=dtype, device=DEVICE)
+    lse = torch.stack([exact(case, request)[0] for request in range(len(case.lengths))]).float()
+    score(
+        case.query, case.keys, case.batch, lse, places, SCALING, heads_out=heads_out, own_out=own_out
+    )
+    return heads_out, own_out
+
+
+@BOTH
+@pytest.mark.parametrize("rows,query_heads,kv_heads,head_dim", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mean_attention_of_the_rows(score, dtype, rows, query_heads, kv_heads, head_dim):
+    case = draft_case(
+        LENGTHS, rows=rows, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype
+    )
+    heads_out, own_out = run(case, score)
+    places = case.export().places
+    for request, length in enumerate(LENGTHS):
+        mean = exact(case, request)[1]
+        own = own_out[case.batch.slots[request]]
+        wanted = mean.unflatten(0, (kv_heads, -1)).mean(1)
+        if length:
+            assert error_ratio(own[:, :length].double(), wanted) < BOUND[dtype]
+        for head in (places >= 0).nonzero().flatten().tolist():
+            found = heads_out[request, places[head]]
+            if length:
+                assert error_ratio(found[:length].double(), mean[head]) < BOUND[dtype]
+            assert not found[length : length + 32].any(), "what lies behind is zero, not what was there before"
+        assert not own[:, length : length + 32].any()
+
+
+@BOTH
+def test_only_the_requests_slots_are_written(score):
+    case = draft_case(LENGTHS)
+    _, own_out = run(case, score)
+    others = set(range(len(own_out))) - set(case.batch.slots.tolist())
+    assert others and all(own_out[slot].isnan().all() for slot in others)
+
+
+@BOTH
+def test_rows_need_not_lie_beside_each_other(score):
+    case = draft_case(LENGTHS, rows=4)
+    apart = replace(case, query=case.query.transpose(0, 1).contiguous().transpose(0, 1))
+    assert not apart.query.is_contiguous()
+    for found, wanted in zip(run(apart, score), run(case, score), strict=True):
+        assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+def test_the_buffers_end_before_the_tokens():
+    """A last tile that is not whole."""
+    case = draft_case([70], rows=2)
+    found = [run(replace(case, lengths=[70]), score, length=75)[1] for score in (round_scores, round_scores_reference)]
+    assert error_ratio(found[0].nan_to_num(0), found[1].nan_to_num(0)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"heads": 5}, "multiple of 2 KV heads"),
+        ({"rows": 40}, "need a tile of 256 rows"),
+        ({"width": 8}, "own_out"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    case = draft_case([20], rows=change.get("rows", 2), query_heads=6)
+    query = case.query[:, :, : change.get("heads", 6)].contiguous()
+    heads = query.shape[2]
+    lse = torch.zeros(*query.shape[:2], heads, device=DEVICE)
+    places = torch.full((heads,), -1, dtype=torch.int32, device=DEVICE)
+    heads_out = torch.zeros(1, 1, 32, device=DEVICE)
+    own_out = torch.zeros(len(case.batch.block_table), 2, 32, device=DEVICE)[..., : change.get("width", 32)]
+    with pytest.raises(UsageError, match=message):
+        round_scores(
+            query,
+            case.keys,
+            case.batch,
+            lse,
+            places,
+            SCALING,
+            heads_out=heads_out,
+            own_out=own_out if "width" not in change else own_out.flatten(1),
+        )
