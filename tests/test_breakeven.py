@@ -92,7 +92,7 @@ def test_never_much_slower_than_the_best_plan(pair, size, gamma):
 
 
 def test_a_context_that_grows_crosses_from_dense_to_sparse():
-    device = Device(THIN, 0.1, 0.7)
+    device = Device(THIN, 0.1, 0.7, selection=2e-3)
     simulation = Simulation(device, candidates(SPECATTN, 4, drafting=True, fallback=True))
     chosen, took, ideal = [], 0.0, 0.0
     for context in range(500, 40_000, 20):
@@ -122,6 +122,15 @@ def test_bad_luck_of_the_draft_does_not_last():
     assert simulation.policy.choose(size).gamma == 0
     simulation.run(size, 1000)
     assert simulation.run(size, 300) < 1.05
+
+
+def test_nothing_is_tried_for_the_sake_of_a_few_rounds():
+    size = Size(1, 2_000)
+    simulation = Simulation(Device(THIN, 0.2, 0.7), candidates(SPECATTN, 4, drafting=True, fallback=True))
+    simulation.run(size, 16)
+    assert set(simulation.policy.chosen) == {Plan(4, True)}
+    simulation.run(size, 16)
+    assert len(simulation.policy.chosen) > 1
 
 
 def test_what_can_not_be_the_best_is_never_tried():
@@ -157,6 +166,7 @@ def test_the_report_says_what_was_chosen_and_what_the_other_modes_would_take():
         (QUEST, 4, False, True, ["sparse 0", "dense 0"]),
         (QUEST, 2, True, True, ["sparse 2", "dense 2", "dense 0"]),
         (parse_method("snapkv"), 4, True, True, ["sparse 4"]),
+        (parse_method("specattn:signals=both"), 4, True, True, ["sparse 4"]),
         (SPECATTN, "auto", True, False, ["sparse 1", "sparse 2", "sparse 4", "sparse 6", "sparse 8"]),
     ],
 )

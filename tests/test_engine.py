@@ -197,6 +197,13 @@ def test_generation_stops_at_the_context_limit(gamma):
     assert far.tokens == transformers_greedy(pair, prompts[1], 40)
 
 
+@pytest.mark.parametrize("method", ["specattn:p=0.6:signals=both", "h2o:budget=30:every=1"])
+def test_a_method_that_remembers_its_rounds_runs_those_at_the_context_limit(method):
+    pair = tiny_pair("llama", max_positions=64)
+    results = run(pair, [(PROMPT * 2)[:58], PROMPT[:20]], method, gamma="auto", count=40)
+    assert [len(result.tokens) for result in results] == [6, 40]
+
+
 def test_a_prompt_of_one_token():
     pair = tiny_pair("qwen2")
     assert run(pair, [PROMPT[:1]])[0].tokens == transformers_greedy(pair, PROMPT[:1], 24)

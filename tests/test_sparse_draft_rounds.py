@@ -42,9 +42,7 @@ def test_a_target_that_reads_everything_is_not_led_astray(draft_p):
 def test_the_draft_reads_less():
     pair, requests = make("qwen3", layers=4), ask([LONG], 40)
     options = {"fast": True, "max_tokens": 600}
-    dense, sparse = (
-        serve(pair, requests, f"specattn:p=0.9:draft_p={p}", **options)[0] for p in (1, 0.2)
-    )
+    dense, sparse = (serve(pair, requests, f"specattn:p=0.9:draft_p={p}", **options)[0] for p in (1, 0.2))
     # Of four steps' keys and values it reads lists, in which the newest tokens always are, and the keys once.
     assert sparse.draft_read_fraction < 0.8 * dense.draft_read_fraction
     assert sparse.draft_read_fraction > 0.5 * dense.draft_read_fraction / 4

@@ -20,6 +20,9 @@ from specattn.plan import Plan
 TRIALS = 2
 """Rounds after which a plan counts as measured."""
 
+SETTLING = 16
+"""Rounds before anything is tried: a plan's first round has its price, a graph on a GPU, that must be worth paying."""
+
 UNKNOWN, SIMILAR = 1.5, 1.15
 """How much better than predicted a plan may be: one of a mode that never ran, one of a mode that did."""
 
@@ -147,6 +150,8 @@ class BreakEven:
     def _doubt(self, plan: Plan, size: Size) -> float:
         """By what factor a plan may be faster than expected."""
         measured = self._measured.get((plan, size.bucket))
+        if measured is None and self.chosen.total() < SETTLING:
+            return 1.0
         if measured is None:
             return SIMILAR if any(other.mode == plan.mode for other, _ in self._measured) else UNKNOWN
         age = self.chosen.total() - measured.last

@@ -21,9 +21,9 @@ import torch
 
 from specattn.accounting import fractions
 from specattn.attention import attached
+from specattn.audit import Audit, check_audit
 from specattn.breakeven import BreakEven
 from specattn.byte_model import ByteModel
-from specattn.audit import Audit, check_audit
 from specattn.errors import CacheFullError, SpecAttnError
 from specattn.gamma import check_gamma
 from specattn.mapping.artifact import Mapping

@@ -37,18 +37,19 @@ def candidates(method: Method, gamma: int | str, *, drafting: bool, fallback: bo
     """The plans that an engine may choose from; the first is what was asked for.
 
     Dense rounds, and rounds without a draft, are there as a fallback, since both give what the target itself would.
-    With ``gamma`` ``auto`` rounds without a draft are there anyway, if the method does without it.
+    With ``gamma`` ``auto`` rounds without a draft are there anyway, if the method does without it. A method that
+    remembers its rounds, such as one that evicts, has to run all of them.
 
     Args:
         drafting: whether there is a draft.
         fallback: whether rounds may read everything though the method is sparse.
     """
     sparse = not isinstance(method, Dense)
-    fallback = fallback and not isinstance(method, Evicting)
+    remembers = isinstance(method, Evicting) or Need.SCORES in method.needs
     lengths = [0] if not drafting else GAMMAS if gamma == AUTO else [int(gamma)]
     plans = [Plan(length, sparse) for length in lengths]
-    if gamma == AUTO and not (Need.DRAFT in method.needs or isinstance(method, Evicting)):
+    if gamma == AUTO and not (remembers or Need.DRAFT in method.needs):
         plans.append(Plan(0, sparse))
-    if fallback:
+    if fallback and not remembers:
         plans += [Plan(length, False) for length in (*lengths, 0)]
     return list(dict.fromkeys(plans))

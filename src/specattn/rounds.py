@@ -56,8 +56,8 @@ class Rounds(Protocol):
 class Variants:
     """A speculator for each kind of plan, all on the same caches.
 
-    A round without a draft leaves its cache behind; how far, the cache's length tells. An evicting method runs every
-    round itself, since it counts what each reads; without proposals too, so its draft never falls behind.
+    A round without a draft leaves its cache behind; how far, the cache's length tells. A method that remembers its
+    rounds runs all of them; without proposals too, so its draft never falls behind.
     """
 
     def __init__(self, speculator: Speculator) -> None:
@@ -66,7 +66,7 @@ class Variants:
 
     def of(self, plan: Plan) -> Speculator:
         """The one that runs ``plan``."""
-        if self._whole.eviction is not None:
+        if self._whole.remembers:
             return self._whole
         kind = (plan.gamma > 0, plan.sparse)
         if kind not in self._made:

@@ -106,6 +106,11 @@ class Speculator:
         if Need.SCORES in self.method.needs:
             self.scores = TargetScores.of(self.target)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether rounds leave something behind that later ones go by: then none may run elsewhere."""
+        return self.eviction is not None or self.scores is not None
+
     def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
         """Rounds on the same models and caches without the draft, or with a target that reads all of its cache."""
         if (drafting or self.draft is None) and (sparse or isinstance(self.method, Dense)):

@@ -26,6 +26,7 @@ def test_every_list_has_the_share_of_the_context(density: float, p: float) -> No
         p=p,
         sink=SINK,
         recent=RECENT,
+        dtype=torch.float32,
         device=torch.device("cpu"),
     )
     out = Selection(

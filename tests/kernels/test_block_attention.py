@@ -23,7 +23,7 @@ def kernel_calls(monkeypatch):
     """What the kernel, which here may be an interpreted one, was called with."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("no triton")
-    from specattn.kernels import block_sparse_attention_triton as module
+    from specattn.kernels import block_sparse_launch as module
 
     calls, kernel = [], module.block_sparse_attention
 

@@ -19,8 +19,8 @@ from specattn.kernels.int8_blocks import quantise_blocks, smooth_keys
 if importlib.util.find_spec("triton") is None:
     pytest.skip("no triton", allow_module_level=True)
 
-from specattn.kernels import block_sparse_attention_triton as module
-from specattn.kernels.block_sparse_attention_triton import block_sparse_attention
+from specattn.kernels import block_sparse_launch as module
+from specattn.kernels.block_sparse_launch import block_sparse_attention
 
 NAN = float("nan")
 CUDA = torch.cuda.is_available()

@@ -17,7 +17,8 @@ from specattn.kernels.int8_blocks import quantise_blocks
 if importlib.util.find_spec("triton") is None:
     pytest.skip("no triton to compile with", allow_module_level=True)
 
-from specattn.kernels import block_sparse_attention_triton as module
+from specattn.kernels import block_sparse_attention_triton as triton_module
+from specattn.kernels.block_sparse_launch import block_sparse_attention
 from specattn.kernels.prefill_variants import PATTERNS, SPARGE, variants
 
 ABSENT = ("query_scales", "key_scales", "lam")
@@ -37,7 +38,7 @@ def test_the_variants_are_what_is_launched(monkeypatch):
 
             return launch
 
-    monkeypatch.setattr(module, "block_sparse_kernel", Recorder())
+    monkeypatch.setattr(triton_module, "block_sparse_kernel", Recorder())
     for head_dim, int8 in SPARGE:
         launch(head_dim, 128, 64, int8=int8, lam=torch.ones(2))
     for head_dim, block in PATTERNS:
@@ -61,7 +62,7 @@ def launch(head_dim: int, query_block: int, key_block: int, int8: bool = False, 
     grid = BlockGrid(40, 40, 0, query_block, key_block)
     mask = torch.ones(1, 2, grid.query_blocks, grid.key_blocks, dtype=torch.bool)
     lists = BlockLists.from_mask(mask, query_block, key_block)
-    module.block_sparse_attention(query, key, value, lists, start=0, scaling=1.0, scales=scales, **options)
+    block_sparse_attention(query, key, value, lists, start=0, scaling=1.0, scales=scales, **options)
 
 
 def test_signatures_name_every_argument():

@@ -33,15 +33,17 @@ def exact(case: DraftCase, request: int) -> tuple[Tensor, Tensor]:
     return lse, mean
 
 
-def run(case: DraftCase, score, length: int = 192, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def run(
+    case: DraftCase, score, length: int = 192, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     places = case.export().places
     kv_heads, slots = case.keys.shape[1], len(case.batch.block_table)
-    heads_out = torch.full((len(case.lengths), int(places.max()) + 2, length), NAN, dtype=dtype, device=DEVICE)
+    heads_out = torch.full(
+        (len(case.lengths), int(places.max()) + 2, length), NAN, dtype=dtype, device=DEVICE
+    )
     own_out = torch.full((slots, kv_heads, length), NAN, dtype=dtype, device=DEVICE)
     lse = torch.stack([exact(case, request)[0] for request in range(len(case.lengths))]).float()
-    score(
-        case.query, case.keys, case.batch, lse, places, SCALING, heads_out=heads_out, own_out=own_out
-    )
+    score(case.query, case.keys, case.batch, lse, places, SCALING, heads_out=heads_out, own_out=own_out)
     return heads_out, own_out
 
 
@@ -64,7 +66,9 @@ def test_mean_attention_of_the_rows(score, dtype, rows, query_heads, kv_heads, h
             found = heads_out[request, places[head]]
             if length:
                 assert error_ratio(found[:length].double(), mean[head]) < BOUND[dtype]
-            assert not found[length : length + 32].any(), "what lies behind is zero, not what was there before"
+            assert not found[length : length + 32].any(), (
+                "what lies behind is zero, not what was there before"
+            )
         assert not own[:, length : length + 32].any()
 
 
@@ -88,7 +92,10 @@ def test_rows_need_not_lie_beside_each_other(score):
 def test_the_buffers_end_before_the_tokens():
     """A last tile that is not whole."""
     case = draft_case([70], rows=2)
-    found = [run(replace(case, lengths=[70]), score, length=75)[1] for score in (round_scores, round_scores_reference)]
+    found = [
+        run(replace(case, lengths=[70]), score, length=75)[1]
+        for score in (round_scores, round_scores_reference)
+    ]
     assert error_ratio(found[0].nan_to_num(0), found[1].nan_to_num(0)) < 1e-5
 
 

@@ -145,19 +145,34 @@ def test_speed() -> None:
 
 
 def test_speed_up_against_context() -> None:
-    def timed(mode: str, context: int, speed: float, batch: int = 1) -> dict[str, object]:
-        return {"shape": "s", "mode": mode, "batch": batch, "context": context, "tokens_per_second": speed}
-
-    rows = [timed("dense", 1024, 50.0), timed("sparse", 1024, 40.0), timed("plain", 1024, 30.0)]
-    rows += [timed("dense", 8192, 20.0), timed("sparse", 8192, 40.0), timed("sparse", 8192, 9.0, batch=4)]
-    rows += [{"shape": "t", "mode": "skipped", "note": "too large"}]
-    curves = speed.speed_ups(rows)
-    assert {name: [point[:2] for point in points] for name, points in curves.items()} == {
-        "s batch 1": [(1024, 0.8), (8192, 2.0)]
-    }
-    (section,) = speed.sections([("decode", {**benchmark(), "rows": rows})])
-    assert "s batch 1" in figures(section)[0].svg
+    found = [
+        {
+            "shape": "s",
+            "batch": 1,
+            "crossover": 2000.4,
+            "bound": None,
+            "speed_up": {"1024": 0.8, "8192": 2.0},
+        },
+        {"shape": "s", "batch": 4, "crossover": None, "bound": "above 8192", "speed_up": {"8192": 0.9}},
+    ]
+    (section,) = speed.sections([("decode", {**benchmark(), "crossover": found})])
+    assert (
+        "s batch 4" in figures(section)[0].svg
+        and "8,192 tokens: 2.00 times as fast" in figures(section)[0].svg
+    )
+    crossings = tables(section)[1]
+    shown = [
+        [column.show(value) for column, value in zip(crossings.columns, row, strict=True)]
+        for row in crossings.rows
+    ]
+    assert shown == [["s batch 1", "2,000", "2.00"], ["s batch 4", "above 8192", "0.90"]]
     assert figures(speed.sections([("kernels", benchmark())])[0]) == []
+
+
+def test_many_ratios_stay_in_their_section() -> None:
+    run = {**benchmark(), "ratios": {f"ratio_{n}": 1.0 for n in range(7)}}
+    assert speed.keys([("kernels", run)]) == []
+    assert len(tables(speed.sections([("kernels", run)])[0])[0].rows) == 7
 
 
 def test_speed_after_a_failed_check_has_no_timings() -> None:

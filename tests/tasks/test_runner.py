@@ -15,6 +15,7 @@ import pytest
 from copy_task import Copy
 from tiny import tiny_mapping, tiny_pair
 
+from specattn.engine import Engine
 from specattn.errors import SpecAttnError, UsageError
 from specattn.evaluation.tasks.base import Sample
 from specattn.evaluation.tasks.questions import questions
@@ -65,6 +66,19 @@ def test_answers_are_those_of_generate(tmp_path: Path) -> None:
             assert line["score"] == Copy().score(sample, result.text)
             assert line["accepted_per_round"] == result.accepted_per_round
             assert line["metadata"] == sample.metadata and line["references"] == list(sample.references)
+
+
+def test_every_round_is_the_methods_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = []
+
+    def recorded(*arguments: Any, **given: Any) -> Engine:
+        options.append(given)
+        return Engine(*arguments, **given)
+
+    monkeypatch.setattr("specattn.evaluation.tasks.runner.Engine", recorded)
+    run(tmp_path)
+    assert [given["fallback"] for given in options] == [False, False]
+    assert [given["max_batch"] for given in options] == [4, 4]
 
 
 def test_the_summary_is_that_of_the_lines(tmp_path: Path) -> None:

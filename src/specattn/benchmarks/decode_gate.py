@@ -133,6 +133,7 @@ def _slow(setting: Setting, mode: str, texts: list[list[int]], proposed: Tensor)
             drafted.append(draft.forward(step, fed, 1))
             fed, starts = proposed[:, row : row + 1], [length + row + 1 for length in lengths]
         rows = torch.cat([recent[:, 1:], proposed], 1)
-        step = target.step(slots, lengths, GAMMA + 1, slow.sparse_attend(lengths, GAMMA + 1, export))
+        sparse = slow.sparse_attend(slots, lengths, GAMMA + 1, export)
+        step = target.step(slots, lengths, GAMMA + 1, sparse)
         logits = target.forward(step, rows, GAMMA + 1)
     return logits, torch.cat(drafted, 1)

@@ -45,6 +45,7 @@ def imposed_nucleus(
     p: float,
     sink: int,
     recent: int,
+    dtype: torch.dtype,
     device: torch.device,
 ) -> NucleusLists:
     """``nucleus_lists`` that ignores the scores it is given for such with a nucleus of ``density * visible`` tokens.
@@ -54,7 +55,7 @@ def imposed_nucleus(
         width: of the scores' last dimension.
         sink, recent: tokens that are always in the lists; they count.
     """
-    scores = torch.zeros(*lists, width, device=device)
+    scores = torch.zeros(*lists, width, dtype=dtype, device=device)
     count = max(round(density * visible), sink + recent)
     for request in scores:  # one after the other: what making them takes is as large as they are
         request[:, :visible] = concentrated(lists[1], visible, count, p, sink, recent, device)

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from specattn.benchmarks.timing import median_ms
 from specattn.geometry import KVGeometry
 from specattn.kernels.block_sparse_attention import block_sparse_attention as reference
-from specattn.kernels.block_sparse_attention_triton import BlockTiling, block_sparse_attention
+from specattn.kernels.block_sparse_launch import BlockTiling, block_sparse_attention
 from specattn.kernels.blocks import BlockGrid, BlockLists
 from specattn.kernels.check import error_ratio
 from specattn.kernels.int8_blocks import quantise_blocks, smooth_keys

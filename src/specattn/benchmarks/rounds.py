@@ -168,6 +168,10 @@ class Rounds:
             parts["draft_ms"] = self.timer.median_ms(steady.propose)
         if steady.round.selector is not None:
             parts["selection_ms"] = self.timer.median_ms(steady.select)
+        if steady.drafts_sparsely:
+            steady.propose()
+            scoring = self.timer.median_ms(steady.score)
+            parts["scoring_ms"] = scoring + self.timer.median_ms(steady.list)
         return parts
 
 
@@ -190,7 +194,7 @@ def _add_shares(rows: dict[str, dict[str, Any]], bandwidth: float) -> None:
     for row in rows.values():
         row["copy_bandwidth_fraction"] = row["bytes"] / (row["ms"] * 1e-3) / bandwidth
     sparse, dense = rows["sparse"], rows["dense"]
-    exporting = sparse["draft_ms"] - dense["draft_ms"]
+    exporting = sparse.get("scoring_ms", sparse["draft_ms"] - dense["draft_ms"])
     sparse["selection_share"] = (exporting + sparse["selection_ms"]) / sparse["ms"]
     for row in (dense, sparse):
         row["verification_ms"] = row["ms"] - row["draft_ms"] - row.get("selection_ms", 0.0)

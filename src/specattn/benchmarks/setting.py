@@ -16,6 +16,7 @@ from specattn.fast.decoder import FastDecoder
 from specattn.fast.model import FastModel
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
+from specattn.fast.sparse_draft import SINK, DraftMemory, SparseDraftSteps, newest
 from specattn.fast.speculator import unsupported
 from specattn.mapping.artifact import Mapping
 from specattn.runner import ModelRunner
@@ -131,20 +132,23 @@ class Setting:
         Args:
             density: the share of the context that sparse layers are to read; what the method finds if ``None``.
         """
-        target, pair = self.target, self.pair
+        target, draft, method = self.target, self.draft, self.pair.method
         if density is not None and mode == "sparse":
-            target = self._imposed(density)
+            target, draft = self._imposed(density)
         cache, device = target.runner.cache, target.runner.device
+        length = cache.block_table.shape[1] * cache.page_size
+        sparse = mode == "sparse" and method.draft_p < 1
         round = FastRound(
             target,
-            None if mode == "plain" else self.draft,
-            pair.method if mode == "sparse" else Dense(),
-            pair.mapping,
+            None if mode == "plain" else draft,
+            method if mode == "sparse" else Dense(),
+            self.pair.mapping,
             Requests(cache.spare_slot, device, [runner.meter for runner in self.runners]),
             batch=self.batch,
             gamma=0 if mode == "plain" else self.gamma,
             sampling=SamplingState.of([SamplingParams()] * self.batch, device),
-            length=cache.block_table.shape[1] * cache.page_size,
+            length=length,
+            memory=DraftMemory(draft, length) if sparse else None,
         )
         round.slots.copy_(torch.arange(self.batch))
         self.place(round, [(self.context, 7 + slot, 11 + slot) for slot in range(self.batch)])
@@ -155,23 +159,33 @@ class Setting:
         rows = [[length, 0, previous, pending] for length, previous, pending in starts]
         round.requests.table[: self.batch].copy_(torch.tensor(rows))
 
-    def _imposed(self, density: float) -> FastModel:
-        """The target with a nucleus that keeps this share of the context."""
-        cache, rows, method = self.target.runner.cache, self.gamma + 1, self.pair.method
-        decoder = copy.copy(self.target.decoder)
+    def _imposed(self, density: float) -> tuple[FastModel, FastModel]:
+        """Target and draft with a nucleus that keeps this share of the context."""
+        method, rows = self.pair.method, self.gamma + 1
+        target = self._with_nucleus(self.target, rows, density, method.p, method.sink, method.window + rows)
+        if method.draft_p == 1:
+            return target, self.draft
+        lists = method.draft_p, SINK, newest(self.gamma)
+        return target, self._with_nucleus(self.draft, self.gamma, density, *lists)
+
+    def _with_nucleus(
+        self, model: FastModel, rows: int, density: float, p: float, sink: int, recent: int
+    ) -> FastModel:
+        cache, decoder = model.runner.cache, copy.copy(model.decoder)
         nucleus = imposed_nucleus(
             decoder.operations.nucleus_lists,
             lists=(self.batch, cache.geometry.layers * cache.geometry.kv_heads),
             width=cache.block_table.shape[1] * cache.page_size,
             visible=self.context + rows,
             density=density,
-            p=method.p,
-            sink=method.sink,
-            recent=method.window + rows,
-            device=self.target.runner.device,
+            p=p,
+            sink=sink,
+            recent=recent,
+            dtype=decoder.operations.probabilities,
+            device=model.runner.device,
         )
         decoder.operations = replace(decoder.operations, nucleus_lists=nucleus)
-        return replace(self.target, decoder=decoder)
+        return replace(model, decoder=decoder)
 
     def reads(self) -> tuple[float, float, float]:
         """Bytes of keys and values so far, all requests: read by the target, by a dense target, by the draft."""
@@ -195,6 +209,23 @@ class Steady:
     def propose(self) -> object:
         """The draft's steps."""
         return self.round.propose(self.inputs())
+
+    @property
+    def drafts_sparsely(self) -> bool:
+        """Whether the draft reads lists."""
+        return isinstance(self.round.drafting, SparseDraftSteps)
+
+    def score(self) -> None:
+        """The pass over a sparse draft's keys, for the rows of its last steps."""
+        assert self.round.drafting is not None
+        inputs = self.inputs()
+        self.round.drafting.finish(inputs.slots, inputs.lengths)
+
+    def list(self) -> None:
+        """A sparse draft's lists; its last steps are forgotten."""
+        assert self.round.drafting is not None
+        inputs = self.inputs()
+        self.round.drafting.begin(inputs.slots, inputs.lengths)
 
     def select(self) -> object:
         """Mixture and nucleus, of the scores that the draft's last steps left behind."""

@@ -47,7 +47,7 @@ class ExportedScores:
         )
 
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
-        """Mixtures ``[batch, targets, length]`` of the heads, averaged over the rows; ``weights`` ``[targets, heads]``."""
+        """Mixtures ``[batch, targets, length]`` of the heads' mean rows; ``weights`` are ``[targets, heads]``."""
         operations.head_mixture(self.logits, self.lse, weights, seen, out=out)
 
     def of(self, layer: int, row: int) -> ScoreExport:
@@ -64,10 +64,8 @@ class DraftSteps:
         scores: where the attention scores go, if the method wants them.
     """
 
-    def __init__(
-        self, model: FastModel, operations: Operations, batch: int, length: int, scores: ExportedScores | None
-    ) -> None:
-        self.model, self.operations, self.scores = model, operations, scores
+    def __init__(self, model: FastModel, batch: int, length: int, scores: ExportedScores | None) -> None:
+        self.model, self.operations, self.scores = model, model.decoder.operations, scores
         geometry, device = model.runner.geometry, model.runner.device
         self.workspace = SplitWorkspace.allocate(
             batch=batch,

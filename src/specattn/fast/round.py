@@ -66,14 +66,12 @@ class FastRound:
             )
             if method.draft_p < 1:
                 assert memory is not None
-                sparse = SparseDraftSteps(
-                    draft, self.operations, memory, heads, p=method.draft_p, batch=batch, gamma=gamma
-                )
+                sparse = SparseDraftSteps(draft, memory, heads, p=method.draft_p, batch=batch, gamma=gamma)
                 self.drafting, self.scores = sparse, sparse.scores
             else:
                 self.scores = exported = ExportedScores.allocate(draft, heads, batch, gamma, length)
         if self.drafting is None and draft is not None:
-            self.drafting = DraftSteps(draft, self.operations, batch, length, exported)
+            self.drafting = DraftSteps(draft, batch, length, exported)
 
     def run(self) -> Tensor:
         """The round of the requests in ``slots``, and its report, see :meth:`Requests.report`."""

@@ -24,6 +24,11 @@ SINK, WINDOW = 4, 32
 """Tokens that the draft's lists always hold: the first, and the newest that have been scored."""
 
 
+def newest(gamma: int) -> int:
+    """Tokens at the end of every list: what this round and the one before have added has no scores yet."""
+    return WINDOW + 2 * (gamma + 1)
+
+
 class DraftMemory:
     """What each slot's draft attended to in its last round.
 
@@ -83,7 +88,6 @@ class SparseDraftSteps:
     def __init__(
         self,
         model: FastModel,
-        operations: Operations,
         memory: DraftMemory,
         heads: Tensor | None,
         *,
@@ -91,7 +95,8 @@ class SparseDraftSteps:
         batch: int,
         gamma: int,
     ) -> None:
-        self.model, self.operations, self.memory, self.p, self.gamma = model, operations, memory, p, gamma
+        self.model, self.operations, self.memory = model, model.decoder.operations, memory
+        self.p, self.gamma = p, gamma
         geometry, device = model.runner.geometry, model.runner.device
         if heads is None:
             heads = torch.arange(geometry.layers * geometry.query_heads)
@@ -110,15 +115,13 @@ class SparseDraftSteps:
     def begin(self, slots: Tensor, lengths: Tensor) -> None:
         """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
         self._queries, self._lse = [], []
-        # What this round and the one before have added has no scores yet.
-        recent = WINDOW + 2 * (self.gamma + 1)
         self.operations.nucleus_lists(
             self.memory.scores[slots],
             self.p,
             (lengths + self.gamma).int(),
             capacity=self._lists.indices.shape[-1],
             sink=SINK,
-            recent=recent,
+            recent=newest(self.gamma),
             out=self._lists,
         )
 

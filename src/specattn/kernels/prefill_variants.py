@@ -8,12 +8,8 @@ from typing import Any
 import torch
 
 from specattn.kernels.block_sparse_attention import ROW_GROUP
-from specattn.kernels.block_sparse_attention_triton import (
-    ENTRIES,
-    block_sparse_kernel,
-    default_tiling,
-    padded_channels,
-)
+from specattn.kernels.block_sparse_attention_triton import block_sparse_kernel
+from specattn.kernels.block_sparse_launch import ENTRIES, default_tiling, padded_channels
 from specattn.kernels.blocks import BlockLists
 from specattn.kernels.compilation import Variant
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specattn.kernels import block_sparse_launch as kernel
 from specattn.kernels.block_sparse_attention import block_sparse_attention as reference
 from specattn.kernels.blocks import BlockLists
 from specattn.kernels.device import has_kernels
@@ -19,10 +20,8 @@ def block_sparse_attention(
     query: Tensor, key: Tensor, value: Tensor, blocks: BlockLists, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results are those of :func:`specattn.kernels.block_sparse_attention.block_sparse_attention`."""
-    if value.dtype not in DTYPES or not has_kernels(value.device):
-        return reference(query, key, value, blocks, **options)
-    from specattn.kernels import block_sparse_attention_triton as kernel
-
-    if kernel.unsupported(query, value, blocks) is not None:
-        return reference(query, key, value, blocks, **options)
-    return kernel.block_sparse_attention(query, key, value, blocks, **options)
+    runs = value.dtype in DTYPES and has_kernels(value.device)
+    attend = (
+        kernel.block_sparse_attention if runs and not kernel.unsupported(query, value, blocks) else reference
+    )
+    return attend(query, key, value, blocks, **options)

@@ -133,7 +133,9 @@ def _answer(
     if not waiting:
         return
     rooms = sorted((question.room for question in waiting), reverse=True)
-    with Engine(pair, method=method, max_batch=batch, max_tokens=sum(rooms[:batch]), **engine) as server:
+    # No fallback: a round that reads everything would say nothing of the method.
+    sizes: dict[str, Any] = {"max_batch": batch, "max_tokens": sum(rooms[:batch]), "fallback": False}
+    with Engine(pair, method=method, **sizes, **engine) as server:
         asked = {server.submit(question.request): question for question in waiting}
         for update in server.stream():
             if update.result is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specattn.report.content import Column, Figure, Key, Section, Table, Text
 from specattn.report.lines import line_chart
 from specattn.report.machines import machine
+
+MOST = 6
+"""Ratios of a run that the summary shows."""
 
 Benchmarks = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -19,12 +21,12 @@ def sections(benchmarks: Benchmarks) -> list[Section]:
 
 
 def keys(benchmarks: Benchmarks) -> list[Key]:
-    """Every ratio of every run."""
+    """The ratios of every run that has few of them; those of others are in their sections."""
     return [
         Key(f"{value:.2f}", key, document.get("command") or name)
         for name, document in benchmarks
         for key, value in (document.get("ratios") or {}).items()
-        if isinstance(value, int | float)
+        if len(document["ratios"]) <= MOST
     ]
 
 
@@ -36,29 +38,32 @@ def _section(name: str, document: Mapping[str, Any]) -> Section:
     ratios = document.get("ratios") or {}
     if ratios:
         blocks.append(Table([Column("ratio"), Column("value", ".3g")], list(ratios.items())))
+    blocks += _crossovers(document.get("crossover") or ())
     rows = document["rows"]
-    curves = speed_ups(rows)
-    if curves:
-        svg = line_chart(curves, "context, tokens", "speed-up over dense speculation", show_x=_tokens)
-        blocks.append(Figure(svg, "Tokens a second of sparse over those of dense speculation."))
     for benchmark in dict.fromkeys(row.get("benchmark", "") for row in rows):
         blocks.append(_timings([row for row in rows if row.get("benchmark", "") == benchmark], benchmark))
     return Section(f"Speed: {name}", blocks)
 
 
-def speed_ups(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float, str]]]:
-    """Context and speed-up of sparse over dense speculation, for each shape and batch that was timed in both modes."""
-    speeds: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        if row.get("context") and row.get("tokens_per_second"):
-            name = f"{row.get('shape', '')} batch {row.get('batch', 1)}".strip()
-            speeds[name, row["context"]][str(row.get("mode"))] = row["tokens_per_second"]
-    curves: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for (name, context), speed in speeds.items():
-        if {"sparse", "dense"} <= speed.keys():
-            ratio = speed["sparse"] / speed["dense"]
-            curves[name].append((context, ratio, f"{name}, {context:,} tokens: {ratio:.2f} times as fast"))
-    return dict(curves)
+def _crossovers(found: Sequence[Mapping[str, Any]]) -> Iterator[Figure | Table]:
+    """Speed-up of sparse over dense speculation against the context, and from where on it is one."""
+    if not found:
+        return
+    names = [f"{row['shape']} batch {row['batch']}" for row in found]
+    curves = {
+        name: [
+            (float(context), speed_up, f"{name}, {int(context):,} tokens: {speed_up:.2f} times as fast")
+            for context, speed_up in row["speed_up"].items()
+        ]
+        for name, row in zip(names, found, strict=True)
+    }
+    svg = line_chart(curves, "context, tokens", "speed-up over dense speculation", show_x=_tokens)
+    yield Figure(svg, "Tokens a second of sparse over those of dense speculation.")
+    rows = [
+        [name, row["bound"] or row["crossover"], max(row["speed_up"].values())]
+        for name, row in zip(names, found, strict=True)
+    ]
+    yield Table([Column("shape"), Column("as fast from", ",.0f"), Column("largest speed-up", ".2f")], rows)
 
 
 def _tokens(count: float) -> str:
