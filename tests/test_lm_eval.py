@@ -96,6 +96,24 @@ def test_answers_are_those_of_generate(models: dict[str, type], pair: Pair) -> N
     assert {entry[0] for entry in kept} == {"generate_until"}
 
 
+def test_rounds_never_fall_back_to_dense_ones(
+    models: dict[str, type], pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["specattn.lm_eval"]
+    given: list[dict[str, Any]] = []
+
+    class Recorder(module.Engine):  # type: ignore[name-defined, misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            given.append(options)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(module, "Engine", Recorder)
+    models["specattn"](pair=pair, method="dense", max_gen_toks=2).generate_until(
+        [Instance("a", {})], disable_tqdm=True
+    )
+    assert [options["fallback"] for options in given] == [False]
+
+
 def test_stop_strings(models: dict[str, type], pair: Pair) -> None:
     model = models["specattn"](pair=pair, method="dense", max_gen_toks=12)
     (whole,) = model.generate_until([Instance("abc", {})], disable_tqdm=True)

@@ -58,6 +58,7 @@ def test_specbench_shows_every_category(ask, tmp_path: Path) -> None:
     ]
     result = ask("specbench", "--data", write(tmp_path, "question.jsonl", *rows), "--max-new-tokens", 8)
     groups = document(result)["methods"]["dense"]["groups"]
+    assert "specbench: speed" in result.stderr and "score" not in result.stderr
     assert set(groups) == {"mt_bench", "qa"}
     for name, figures in groups.items():
         assert name in result.stderr and f"{figures['accepted_mean'] + 1:.2f}" in result.stderr
