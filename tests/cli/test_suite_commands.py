@@ -111,3 +111,13 @@ def test_a_malformed_line_is_named(ask, tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     result = run("report", tmp_path, "--out", tmp_path / "page.html")
     assert result.exit_code == 2 and str(tmp_path) in result.stderr
+
+
+@pytest.mark.parametrize("damage", ["samples-dense.jsonl", "summary.json"])
+def test_a_damaged_run_is_refused(ask, tmp_path: Path, damage: str) -> None:
+    rows = [{"question_id": 1, "category": "qa", "turns": ["Say it."]}]
+    document(ask("specbench", "--data", write(tmp_path, "question.jsonl", *rows), "--max-new-tokens", 4))
+    folder = tmp_path / "run-specbench"
+    (folder / damage).write_text('{"id": 1}\n', encoding="utf-8")
+    result = run("report", folder, "--out", tmp_path / "page.html")
+    assert result.exit_code == 2 and f"the run {folder} is damaged" in result.stderr

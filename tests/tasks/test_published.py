@@ -11,7 +11,7 @@ from suite_files import reader
 
 from specattn.errors import UsageError
 from specattn.evaluation.tasks.options import DataFile
-from specattn.evaluation.tasks.published import Hub, check_names, cut_middle, find_file, room
+from specattn.evaluation.tasks.published import Hub, check_names, cut_middle, find_file, read_rows, room
 
 HUB = Hub("someone/Bench")
 
@@ -31,6 +31,14 @@ def test_a_file_a_folder_and_the_folder_of_an_archive(tmp_path: Path) -> None:
     assert find_file(DataFile(tmp_path), "b.jsonl", HUB) == tmp_path / "data" / "b.jsonl"
     with pytest.raises(UsageError, match=r"no c.jsonl in .*someone/Bench"):
         find_file(DataFile(tmp_path), "c.jsonl", HUB)
+
+
+def test_a_file_is_read_as_its_own_data_set_only(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"x": 1}\n')
+    data = DataFile(tmp_path / "a.jsonl")
+    assert read_rows(data, "a.jsonl", HUB, ["x"]) == [{"x": 1}]
+    with pytest.raises(UsageError, match=r"a.jsonl is not b.jsonl"):
+        read_rows(data, "b.jsonl", HUB, ["x"])
 
 
 def test_an_archive_is_unpacked_once_and_again_if_it_changed(tmp_path: Path) -> None:

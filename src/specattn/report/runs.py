@@ -93,8 +93,13 @@ def _add_task(runs: Runs, path: Path) -> None:
     from specattn.evaluation.tasks.run_folder import RunFolder
 
     folder = RunFolder.read(path)
-    methods = folder.summary()["methods"]
-    answers = {method: list(folder.answers(method).values()) for method in methods}
+    try:
+        methods = folder.summary()["methods"]
+        answers = {method: list(folder.answers(method).values()) for method in methods}
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the run {path} is damaged ({error}); leave it out, or run anew") from None
     run = TaskRun(folder.config(), folder.environments(), methods, answers)
     runs.tasks.append(run)
     where = "; ".join(machine(environment) for environment in run.environments)

@@ -94,8 +94,15 @@ def unpack(archive: Path, name: str) -> Path:
 
 
 def read_rows(data: DataFile, name: str, hub: Hub, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a file with one JSON object a line, see :func:`find_file` and ``read_jsonl``."""
-    return read_jsonl(find_file(data, name, hub), *fields)
+    """The rows of the file ``name`` with one JSON object a line, see :func:`find_file` and ``read_jsonl``.
+
+    Raises:
+        UsageError: as they do, and if ``data`` is a file of another name.
+    """
+    path = find_file(data, name, hub)
+    if path.exists() and path.name != name:
+        raise UsageError(f"{path} is not {name}; give its folder, or ask for the data set of this file only")
+    return read_jsonl(path, *fields)
 
 
 @cache
