@@ -29,12 +29,17 @@ COMMANDS = [
     ["eval", "ruler"],
     ["eval", "humaneval"],
     ["eval", "gsm8k"],
+    ["eval", "longbench"],
+    ["eval", "longbench2"],
+    ["eval", "infinitebench"],
+    ["eval", "specbench"],
     ["tune"],
     ["tune", "sparge"],
     ["tune", "minference"],
     ["bench"],
     ["bench", "kernels"],
     ["bench", "decode"],
+    ["report"],
     ["info"],
 ]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "tqdm", "tokenizers")

@@ -14,11 +14,15 @@ from specattn.cli.errors import Command
 from specattn.cli.evaluate import fidelity, perplexity
 from specattn.cli.generate import generate
 from specattn.cli.info import info
+from specattn.cli.report import report
 from specattn.cli.tasks.gsm8k import gsm8k
 from specattn.cli.tasks.humaneval import humaneval
+from specattn.cli.tasks.infinitebench import infinitebench
+from specattn.cli.tasks.longbench import longbench, longbench2
 from specattn.cli.tasks.needle import needle
 from specattn.cli.tasks.passkey import passkey
 from specattn.cli.tasks.ruler import ruler
+from specattn.cli.tasks.specbench import specbench
 from specattn.cli.tune import sparge
 from specattn.cli.tune_minference import minference
 
@@ -68,7 +72,7 @@ app.command(cls=Command)(calibrate)
 app.add_typer(evaluation, name="eval")
 evaluation.command(cls=Command)(fidelity)
 evaluation.command(cls=Command)(perplexity)
-for task in (passkey, needle, ruler, humaneval, gsm8k):
+for task in (passkey, needle, ruler, humaneval, gsm8k, longbench, longbench2, infinitebench, specbench):
     evaluation.command(cls=Command)(task)
 app.add_typer(tuning, name="tune")
 tuning.command(cls=Command)(sparge)
@@ -76,4 +80,5 @@ tuning.command(cls=Command)(minference)
 app.add_typer(bench, name="bench")
 bench.command(cls=Command)(kernels)
 bench.command(cls=Command)(decode)
+app.command(cls=Command)(report)
 app.command(cls=Command)(info)

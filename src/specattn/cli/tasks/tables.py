@@ -9,7 +9,8 @@ from specattn.cli.output import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = ("score", "95 %", "samples", "left out", "KV read", "draft", "accepted", "tokens/s")
+SCORE = ("score", "95 %")
+HEADINGS = ("samples", "left out", "KV read", "draft", "accepted", "tokens/s")
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -17,7 +18,7 @@ def show(summary: dict[str, Any]) -> None:
     methods: dict[str, dict[str, Any]] = summary["methods"]
     console().print(_methods_table(summary["task"], summary["metric"], methods))
     groups = sorted({group for figures in methods.values() for group in figures["groups"]}, key=_natural)
-    if len(groups) > 1:
+    if len(groups) > 1 and summary["metric"]:
         console().print(_groups_table(groups, methods))
     reasons = {reason: n for figures in methods.values() for reason, n in figures["left_out"].items()}
     for reason, count in reasons.items():
@@ -25,19 +26,22 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _methods_table(task: str, metric: str, methods: dict[str, dict[str, Any]]) -> Table:
-    table = _table(f"{task}: {metric or 'speed'}", "method", HEADINGS)
+    """A row a method; without a metric there is no score to show."""
+    table = _table(f"{task}: {metric or 'speed'}", "method", (*(SCORE if metric else ()), *HEADINGS))
     for name, figures in methods.items():
-        table.add_row(name, *_cells(figures))
+        table.add_row(name, *(_score(figures) if metric else []), *_cells(figures))
     return table
+
+
+def _score(figures: dict[str, Any]) -> list[str]:
+    return [f"{figures['score']:.1%}", _interval(figures["interval"])] if figures["samples"] else ["", ""]
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
     left_out = str(sum(figures["left_out"].values()))
     if not figures["samples"]:
-        return ["", "", "0", left_out, "", "", "", ""]
+        return ["0", left_out, "", "", "", ""]
     return [
-        f"{figures['score']:.1%}",
-        _interval(figures["interval"]),
         str(figures["samples"]),
         left_out,
         f"{figures['kv_read_fraction']:.1%}",

@@ -13,6 +13,10 @@ TASKS: dict[str, str] = {
     "ruler": "specattn.evaluation.tasks.ruler:Ruler",
     "humaneval": "specattn.evaluation.tasks.humaneval:HumanEval",
     "gsm8k": "specattn.evaluation.tasks.gsm8k:GSM8K",
+    "longbench": "specattn.evaluation.tasks.longbench:LongBench",
+    "longbench2": "specattn.evaluation.tasks.longbench2:LongBench2",
+    "infinitebench": "specattn.evaluation.tasks.infinitebench:InfiniteBench",
+    "specbench": "specattn.evaluation.tasks.specbench:SpecBench",
 }
 """Where each task lives; its module is imported when it is asked for."""
 

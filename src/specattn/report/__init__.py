@@ -1,0 +1,1 @@
+"""Reports: what runs measured, as one page for people."""

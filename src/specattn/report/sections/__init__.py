@@ -1,0 +1,1 @@
+"""One file a section: each turns the runs of its kind into tables and figures."""
