@@ -96,7 +96,7 @@ def run(
         account(pair, prompt, result, expected)
         for prompt, result, expected in zip(prompts, results, reference or tokens, strict=True)
     ]
-    names = ("equal", "dense_reads_per_token", "kv_reads_per_token", "draft_acceptance_rate")
+    names: tuple[str, ...] = ("equal", "dense_reads_per_token", "kv_reads_per_token", "draft_acceptance_rate")
     names += ("acceptance_rate",) if options.get("lossless") else ()
     means = {name: mean(row[name] for row in per_prompt) for name in names}
     largest = max(row["largest_gap"] for row in per_prompt)
