@@ -164,7 +164,7 @@ def test_both_stages_of_a_sparse_prefill(int8, start, dtype, bound):
     moved = (tensor.cuda() for tensor in (query, key, value))
     cuda = two_stage_attention(*moved, Thresholds.uniform(0.4, 0.8, 3.0, 6, "cuda"), **options)
     assert error_ratio(cuda.out.cpu(), cpu.out) < max(bound, 1e-3 if int8 else 0)
-    assert torch.equal(cuda.computed.cpu(), cpu.computed) and 0 < cpu.computed.mean() < 1
+    assert torch.allclose(cuda.computed.cpu(), cpu.computed) and 0 < cpu.computed.mean() < 1
 
 
 def test_a_tuned_prefill_serves_a_generation(tmp_path):

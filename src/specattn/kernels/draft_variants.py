@@ -19,6 +19,7 @@ from specattn.kernels.round_scores import TILE_TOKENS, TILES, round_warps
 from specattn.kernels.round_scores import blocks as round_blocks
 from specattn.kernels.round_scores_triton import round_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
+from specattn.kernels.value_attention import stages as value_stages
 from specattn.kernels.value_attention_triton import value_attention_kernel
 
 POINTERS = {
@@ -112,7 +113,7 @@ def _attention(dtype: str, rows: int, query_heads: int, kv_heads: int, head_dim:
     pages = {"ROWS": rows, "GROUP": query_heads // kv_heads, "D": head_dim, "BLOCK_D": head_dim}
     pages |= {"BLOCK_M": block, "BLOCK_N": SCORED_PAGES}
     yield _variant(page_scores_kernel, dtype, pages, {"out": "*fp32"})
-    yield _variant(value_attention_kernel, dtype, sizes | {"STAGES": 8}, warps=warps)
+    yield _variant(value_attention_kernel, dtype, sizes | {"STAGES": value_stages(block)}, warps=warps)
     for bits in (4, 8):
         scores = sizes | {"BITS": bits, "STAGES": 5, "BLOCK_N": min(128, 2 * tokens)}
         yield _variant(quantised_scores_kernel, dtype, scores, {"ranges": "*i32"}, warps=warps)

@@ -99,6 +99,13 @@ def choose_blocks(length: int) -> Blocks:
     return next((blocks for blocks in BLOCKS if length <= blocks.resident), LONG_BLOCKS)
 
 
+def widened(scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of more than one token: Triton 3.6 takes a width of 1 for a constant and fails to compile with it."""
+    if scores.shape[-1] > 1:
+        return scores, lengths
+    return torch.nn.functional.pad(scores, (0, 1)), lengths.clamp(max=1)
+
+
 def empty_lists(scores: Tensor, capacity: int) -> Selection:
     """Lists for the rows of ``scores``, not yet written."""
     rows = scores.shape[:-1]
@@ -120,6 +127,7 @@ def _launch(
 ) -> Selection:
     check_scores(scores, lengths, capacity, sink, recent, out)
     out = empty_lists(scores, capacity) if out is None else out
+    scores, lengths = widened(scores, lengths)
     blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
     rows = scores.shape[:-1]
     if isinstance(limit, Tensor):

@@ -33,6 +33,8 @@ class PagedBatch:
                 f"slots {list(self.slots.shape)} and lengths {list(self.lengths.shape)} differ: "
                 "both need one entry a request"
             )
+        if not (self.slots.is_contiguous() and self.lengths.is_contiguous()):
+            raise UsageError("slots and lengths must be contiguous: kernels read them one after the other")
         if self.page_size < 1:
             raise UsageError(f"page_size={self.page_size} is below 1: use the cache's")
 

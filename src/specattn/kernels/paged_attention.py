@@ -186,6 +186,8 @@ def _attend(
     pool.check(query)
     lists.check()
     _check_shape("slots", pool.slots, (batch,))
+    if not pool.slots.is_contiguous():
+        raise UsageError(f"slots have a stride of {pool.slots.stride(0)}: they must be contiguous")
     _check_shape("positions", positions, (batch, rows))
     _check_shape("counts", lists.counts, (batch, kv_heads))
     _check_shape("out", out, query.shape)

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from specattn.errors import UsageError
-from specattn.kernels.nucleus_lists import STEPS, check_scores, choose_blocks, empty_lists
+from specattn.kernels.nucleus_lists import STEPS, check_scores, choose_blocks, empty_lists, widened
 from specattn.kernels.tail_triton import tail_kernel
 from specattn.kernels.threshold_triton import Blocks
 from specattn.selection.base import Selection
@@ -66,6 +66,7 @@ def tail_lists(
     weights = out.log_weights
     if weights is None or weights.shape != out.indices.shape or not weights.is_contiguous():
         raise UsageError("out has no contiguous log_weights of the shape of its indices")
+    scores, lengths = widened(scores, lengths)
     blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
     if rows.numel():
         flat = scores.view(rows[0], -1, scores.shape[-1])

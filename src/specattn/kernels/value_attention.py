@@ -72,10 +72,15 @@ def value_attention(
         BLOCK_M=block,
         BLOCK_N=tile_tokens(head_dim, values.dtype),
         BLOCK_S=1 << (workspace.splits - 1).bit_length(),
-        STAGES=8,
+        STAGES=stages(block),
         num_warps=8 if block > 32 else 4,
     )
     return out
+
+
+def stages(block: int) -> int:
+    """Tiles on their way; with many rows the weights take the room of half of them."""
+    return 8 if block <= 64 else 4
 
 
 def value_attention_reference(
