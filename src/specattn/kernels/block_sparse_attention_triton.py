@@ -153,9 +153,10 @@ def _attend(
 ):
     """The entries ``first`` to ``stop`` of a list; without a mask all rows see all of their blocks."""
     block = tl.load(entries + first, mask=first < stop, other=0)
-    # Loads that only a branch uses are not fetched ahead, those that are handed on to the next iteration are.
+    # Loads that only a branch uses are not fetched ahead, those that are handed on to the next iteration are. Behind
+    # the last entry that is block 0, which may be longer than all keys: so these loads have a mask.
     if SKIPS:
-        v = _tile(value, block, value_row, length, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED)
+        v = _tile(value, block, value_row, length, HEAD_DIM, BLOCK_D, BLOCK_N, True)
     for entry in range(first, stop):
         k = _tile(key, block, key_row, length, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED)
         if not SKIPS:
@@ -187,7 +188,7 @@ def _attend(
             acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
         block = tl.load(entries + entry + 1, mask=entry + 1 < stop, other=0)
         if SKIPS:
-            v = _tile(value, block, value_row, length, HEAD_DIM, BLOCK_D, BLOCK_N, MASKED)
+            v = _tile(value, block, value_row, length, HEAD_DIM, BLOCK_D, BLOCK_N, True)
     return high, total, acc, skips
 
 
