@@ -123,7 +123,8 @@ def test_rollback_leaves_no_trace_in_pool_length_or_side_store():
 def bounds(cache: PagedKVCache, slot: int, layer: int) -> torch.Tensor:
     """Minima and maxima ``[2, pages, heads, dim]`` of the pages that ``slot`` has begun."""
     first = torch.arange(0, cache.length(slot), BOUNDS.page)[None]
-    return torch.stack(cache.stores[BOUNDS].read(layer, cache.rows(torch.tensor([slot]), first)[0]))
+    entries = cache.rows(torch.tensor([slot]), first)[0] // BOUNDS.page
+    return cache.stores[BOUNDS].bounds[layer][entries].transpose(0, 1)
 
 
 @pytest.mark.parametrize("steps", [[13], [1] * 13, [3, 4, 4, 2], [8, 5], [11, -4, 1, -1, 5, 1]])

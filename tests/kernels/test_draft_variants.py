@@ -16,6 +16,7 @@ from specattn.kernels.page_bounds import PageBounds, update_page_bounds
 from specattn.kernels.page_scores import page_scores
 from specattn.kernels.quantised_keys import QuantisedKeys, quantise_keys
 from specattn.kernels.quantised_scores import quantised_scores
+from specattn.kernels.round_scores import round_scores
 from specattn.kernels.value_attention import value_attention
 
 MODULES = {
@@ -25,6 +26,7 @@ MODULES = {
     "page_scores_kernel": "page_scores_triton",
     "quantise_keys_kernel": "quantised_keys_triton",
     "quantised_scores_kernel": "quantised_scores_triton",
+    "round_scores_kernel": "round_scores_triton",
     "value_attention_kernel": "value_attention_triton",
 }
 DEFAULTS = {"num_warps": 4, "num_stages": 3}
@@ -95,6 +97,10 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
         out=case.out(),
         workspace=workspace,
     )
+    places, length = case.export().places, 32
+    own = torch.zeros(len(case.batch.block_table), kv_heads, length, device=DEVICE)
+    heads = torch.zeros(1, query_heads, length, device=DEVICE)
+    round_scores(case.query, case.keys, case.batch, lse, places, 0.1, heads_out=heads, own_out=own)
     bounds = PageBounds.empty(case.keys, 16)
     update_page_bounds(case.keys, bounds, case.batch, 1)
     entries = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)

@@ -53,7 +53,7 @@ def test_defaults_fit_and_fetch_ahead(arch, kilobytes):
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
     attention = [variant for variant in found if variant["kernel"] == "attention_kernel"]
-    assert len(attention) == 6 and len(found) == 10
+    assert len(attention) == 7 and len(found) == 11
     for variant in attention:
         programs = 2 if variant["warps"] == 4 else 1
         assert programs * (variant["shared"] + 1024) <= shared, variant

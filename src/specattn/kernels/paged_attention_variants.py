@@ -38,7 +38,7 @@ def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant
 
     Channels and query rows of a tile from the least to the most; each kind of list for the commonest of them.
     """
-    yield from _sized(64, 16, shared, dtype)
+    yield from _sized(64, 16, shared, dtype, stack=16)
     yield from _sized(128, 32, shared, dtype)
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2])
     yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2], stack=16)
