@@ -64,15 +64,15 @@ def _figures(report: dict[str, Any]) -> Table:
     from rich.table import Table
 
     from specattn.memory import human_bytes
+    from specattn.selection.registry import short_name
 
     rounds, seconds, memory = report["rounds"], report["seconds"], report["memory"]
     where = report["environment"]
-    options = " ".join(f"{name}={value}" for name, value in report["options"].items())
     decoded = max(0, len(report["tokens"]) - 1)
     prefill = f"{report['prefill']}, {report['prefill_computed']:.1%} of the target's query-key products"
     rows = {
         "pair": f"{report['pair']}, {where['dtype']} on {where.get('gpu') or where['device']}",
-        "method": f"{report['method']} {options}",
+        "method": short_name(report["method"], report["options"]),
         "path": _path(report["path"]),
         **({"choice": report["plans"]["reason"]} if report["plans"]["reason"] else {}),
         **({"prefill": prefill} if report["prefill"] != "dense" else {}),

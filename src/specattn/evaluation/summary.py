@@ -12,17 +12,10 @@ from statistics import fmean
 from specattn.errors import UsageError
 from specattn.evaluation.bootstrap import interval
 from specattn.evaluation.fidelity import FidelityResult
-from specattn.selection.registry import method_class
+from specattn.selection.registry import SWEPT, short_name
 
 NAMES = ("method", "options", "document", "prefill", "detail")
 FIGURES = [field.name for field in fields(FidelityResult) if field.name not in NAMES]
-
-
-SWEPT = ("p", "budget", "eps")
-"""Options that are swept to trace a frontier."""
-
-SHOWN = (*SWEPT, "base")
-"""Options that a label always names."""
 
 
 def label(result: FidelityResult) -> str:
@@ -30,13 +23,8 @@ def label(result: FidelityResult) -> str:
 
     The prefill follows where it is not dense.
     """
-    defaults = method_class(result.method)().options()
-    shown = {
-        name: value for name, value in result.options.items() if name in SHOWN or value != defaults.get(name)
-    }
-    if result.prefill != "dense":
-        shown["prefill"] = result.prefill
-    return " ".join([result.method, *(f"{name}={value}" for name, value in shown.items())])
+    name = short_name(result.method, result.options)
+    return name if result.prefill == "dense" else f"{name} prefill={result.prefill}"
 
 
 def curve(result: FidelityResult) -> str:

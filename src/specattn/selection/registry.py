@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from specattn.registry import Registry, parse_options, split
@@ -59,3 +60,22 @@ def parse_method(text: str, **defaults: Any) -> Method:
 def split_methods(text: str) -> list[str]:
     """Split ``a:x=1,b:y=2`` at its commas, but not at those inside parentheses."""
     return [name.strip() for name in split(text, ",") if name.strip()]
+
+
+SWEPT = ("p", "budget", "eps")
+"""Options that are swept to trace a frontier."""
+
+
+def short_name(name: str, options: Mapping[str, object]) -> str:
+    """A method for a reader: ``specattn p=0.9 map=global``.
+
+    Named are the options that are swept, unless they are 0, the method that is wrapped, and what differs from its
+    default.
+    """
+    defaults = method_class(name)().options()
+    shown = {
+        option: value
+        for option, value in options.items()
+        if (option in (*SWEPT, "base") and value) or value != defaults.get(option)
+    }
+    return " ".join([name, *(f"{option}={value}" for option, value in shown.items())])
