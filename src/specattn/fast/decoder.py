@@ -16,6 +16,7 @@ from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
 from specattn.fast.operations import Operations, operations_for
+from specattn.kernels.device import LEAST_CAPABILITY
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoders of RMS norms, rotary embeddings over whole heads and gated products, one after the other."""
@@ -23,9 +24,8 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles do not depend on the length of the text."""
 
-LEAST_CAPABILITY = (8, 0)
 LEAST_CHANNELS, MOST_CHANNELS = 32, 256
-"""What the kernels take: bfloat16 in the tensor cores, and whole tiles of a head."""
+"""What the kernels take: whole tiles of a head."""
 
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""

@@ -11,10 +11,12 @@ from specattn.selection.base import Method
 __all__ = [
     "METHODS",
     "REGISTRY",
+    "SWEPT",
     "get_method",
     "method_class",
     "parse_method",
     "parse_options",
+    "short_name",
     "split_methods",
 ]
 
