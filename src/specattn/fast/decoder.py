@@ -6,6 +6,7 @@ tensors take the place of their parts in the modules, which go on working.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,8 @@ def lacks_kernels(model: PreTrainedModel) -> str | None:
     device = model.device
     if device.type != "cuda":
         return None
+    if importlib.util.find_spec("triton") is None:
+        return "triton, which compiles the kernels, is not installed"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         have, need = ("{}.{}".format(*version) for version in (capability, LEAST_CAPABILITY))
