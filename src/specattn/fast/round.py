@@ -14,6 +14,7 @@ from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.selector import Scores, Selector
 from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
+from specattn.kernels.tiling import Workspace
 from specattn.mapping.artifact import Mapping
 from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection
@@ -54,6 +55,7 @@ class FastRound:
         self.requests, self.sampling = requests, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
         self.operations = target.decoder.operations
+        self.workspace = target.workspace(batch, rows=gamma + 1)
         self.scores: Scores | None = None
         self.selector: Selector | None = None
         self.drafting: DraftSteps | SparseDraftSteps | None = None
@@ -141,8 +143,9 @@ class FastRound:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             where = (positions, self.target.scaling, cache.page_size)
             if selection is None or self.method.is_dense(layer):
-                return self.operations.dense_attention(*pool, ends, *where)
-            return self.operations.sparse_attention(*pool, selection.of_layer(layer), *where)
+                return self.operations.dense_attention(*pool, ends, *where, workspace=self.workspace)
+            lists = selection.of_layer(layer)
+            return self.operations.sparse_attention(*pool, lists, *where, workspace=self.workspace)
 
         return self.target.logits(tokens, slots, positions, attend, rows)
 
