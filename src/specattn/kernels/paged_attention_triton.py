@@ -191,35 +191,35 @@ def _attend(
         # once, and the loop over their tiles has no other loads before those of keys and values.
         steps = tl.arange(0, LOOKUP // BLOCK_N)[:, None]
         entries = steps * BLOCK_N + lanes[None, :]
-        found = _look_up(indices + list_at, pages, start + entries, stop, PAGE)
+        tokens, places = _look_up(indices + list_at, pages, start + entries, stop, PAGE)
         for base in range(start, stop, LOOKUP):
-            found_next = _look_up(indices + list_at, pages, base + LOOKUP + entries, stop, PAGE)
+            next_tokens, next_places = _look_up(indices + list_at, pages, base + LOOKUP + entries, stop, PAGE)
             for step in range(0, tl.cdiv(tl.minimum(stop - base, LOOKUP), BLOCK_N)):
                 entry = base + step * BLOCK_N + lanes
                 valid = entry < stop
-                here = tl.sum(tl.where(steps == step, found, 0), 0)
-                token = here.to(tl.int32)
-                at = (here >> 32)[:, None] * pool_row + dims[None, :]
+                place = tl.sum(tl.where(steps == step, places, 0), 0)
+                at = place.to(tl.int64)[:, None] * pool_row + dims[None, :]
                 live = valid[:, None] & (dims < HEAD_DIM)[None, :]
                 k = tl.load(keys + at, mask=live, other=0.0)
                 v = tl.load(values + at, mask=live, other=0.0)
+                token = tl.sum(tl.where(steps == step, tokens, 0), 0)
                 visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
                 logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
                 if log_weights is not None:
                     weight = tl.load(log_weights + weights_at + entry, mask=valid, other=0.0).to(tl.float32)
                     logits += (weight * LOG2_E)[None, :]
                 high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
-            found = found_next
+            tokens, places = next_tokens, next_places
     return acc / _positive(total)[:, None], high + tl.log2(_positive(total))
 
 
 @triton.jit
 def _look_up(list_, pages, entry, stop, PAGE: tl.constexpr):
-    """Of a list's entries the row in the pool, times ``2 ** 32``, and the token: int64; 0 from ``stop`` on."""
+    """Tokens of a list's entries, and their rows in the pool; 0 from ``stop`` on."""
     live = entry < stop
     token = tl.load(list_ + entry, mask=live, other=0)
     page = tl.load(pages + token // PAGE, mask=live, other=0)
-    return ((page * PAGE + token % PAGE).to(tl.int64) << 32) | token.to(tl.int64)
+    return token, page * PAGE + token % PAGE
 
 
 @triton.jit
