@@ -14,7 +14,6 @@ from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.selector import Scores, Selector
 from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
-from specattn.kernels.tiling import Workspace
 from specattn.mapping.artifact import Mapping
 from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection

@@ -22,7 +22,6 @@ from specattn.kernels.tiling import Partition, Tiling, Workspace, partition
 from specattn.selection.base import Selection
 
 UNITS_AT_ONCE = 256  # whose tiles are counted
-PARTS_AT_ONCE = 4  # of one list, when they are combined
 
 
 def sparse_paged_attention(
@@ -235,7 +234,7 @@ def _launch(
         BLOCK_D=cut.block_d,
         LOOKUP=max(cut.tiling.lookup, cut.tiling.tokens),
         UNITS=UNITS_AT_ONCE,
-        PARTS=PARTS_AT_ONCE,
+        PARTS=cut.parts_at_once,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
     )

@@ -194,7 +194,7 @@ def _attend(
         tokens, places = _look_up(indices + list_at, pages, start + entries, stop, PAGE)
         for base in range(start, stop, LOOKUP):
             next_tokens, next_places = _look_up(indices + list_at, pages, base + LOOKUP + entries, stop, PAGE)
-            for step in range(0, tl.cdiv(tl.minimum(stop - base, LOOKUP), BLOCK_N)):
+            for step in range(tl.cdiv(tl.minimum(stop - base, LOOKUP), BLOCK_N)):
                 entry = base + step * BLOCK_N + lanes
                 valid = entry < stop
                 place = tl.sum(tl.where(steps == step, places, 0), 0)

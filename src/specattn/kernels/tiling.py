@@ -12,6 +12,8 @@ from specattn.errors import UsageError
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
 MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
 WIDE_ROWS = 64  # more than these need eight warps
+PART_ELEMENTS = 64  # of parts that a thread can read at once, when they are combined
+MOST_PARTS = 8  # that are read at once
 DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
 
 
@@ -61,6 +63,12 @@ class Partition:
     def part_size(self) -> int:
         """float32 elements of a part: its outputs and its log-sums."""
         return self.block_m * (self.block_d + 1)
+
+    @property
+    def parts_at_once(self) -> int:
+        """Parts of a list whose loads do not wait for each other, as registers allow."""
+        room = PART_ELEMENTS * 32 * self.tiling.warps
+        return max(1, min(MOST_PARTS, room // (self.block_m * self.block_d)))
 
 
 @dataclass(frozen=True)
@@ -146,11 +154,11 @@ def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Ti
     """The deepest pipeline of the largest tiles that fits into ``shared`` bytes of a multiprocessor.
 
     Two programs a multiprocessor: one computes while the other waits. Tiles are halved rather than fetched one at a
-    time.
+    time, and where many query rows take most of the registers.
     """
     wide = block_m * max(block_d, 128) > WIDE_ROWS * 128
     warps, programs = (8, 1) if wide else (4, 2)
-    tokens = 64
+    tokens = 32 if wide else 64
     while True:
         tile = 2 * tokens * block_d * itemsize
         # Queries and weights of a tile lie beside the keys and values. CUDA keeps a kilobyte of each program, and what
