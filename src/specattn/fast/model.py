@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specattn.fast.decoder import AttendLayer, FastDecoder
 from specattn.fast.operations import Operations
+from specattn.kernels.tiling import Workspace
 from specattn.runner import ModelRunner
 
 
@@ -31,6 +32,19 @@ class FastModel:
     def scaling(self) -> float:
         """Factor of the attention logits."""
         return self.decoder.head_dim**-0.5
+
+    def workspace(self, batch: int, rows: int) -> Workspace:
+        """For attention over lists, or all tokens, of at most ``batch`` requests and ``rows`` rows of each."""
+        geometry = self.runner.geometry
+        return Workspace.allocate(
+            batch=batch,
+            rows=rows,
+            query_heads=geometry.query_heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            dtype=geometry.dtype,
+            device=self.runner.device,
+        )
 
     def logits(
         self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer, keep: int

@@ -97,6 +97,7 @@ class SparseDraftSteps:
     ) -> None:
         self.model, self.operations, self.memory = model, model.decoder.operations, memory
         self.p, self.gamma = p, gamma
+        self.workspace = model.workspace(batch, rows=2)
         geometry, device = model.runner.geometry, model.runner.device
         if heads is None:
             heads = torch.arange(geometry.layers * geometry.query_heads)
@@ -144,6 +145,7 @@ class SparseDraftSteps:
                 self.model.scaling,
                 cache.page_size,
                 lse=lse,
+                workspace=self.workspace,
             )
             self._queries.append(query[:, -1])
             self._lse.append(lse[:, -1])
