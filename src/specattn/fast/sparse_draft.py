@@ -116,13 +116,14 @@ class SparseDraftSteps:
         """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
         self._queries, self._lse = [], []
         self.operations.nucleus_lists(
-            self.memory.scores[slots],
+            self.memory.scores,
             self.p,
             (lengths + self.gamma).int(),
             capacity=self._lists.indices.shape[-1],
             sink=SINK,
             recent=newest(self.gamma),
             out=self._lists,
+            entries=slots,
         )
 
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
