@@ -40,9 +40,10 @@ class Tiles:
     stages: int
 
 
-def choose_tiles(rows: int) -> Tiles:
-    """What suits tiles of so many rows: as many sums as leave a thread's registers to it."""
-    return Tiles(tokens=max(4096 // rows, 64), count=8, warps=4 if rows <= 64 else 8, stages=4)
+def choose_tiles(rows: int, head_dim: int) -> Tiles:
+    """What suits tiles of so many rows: sums and codes that a thread's registers hold."""
+    tokens = max(min(4096 // rows, 16384 // head_dim), 64)
+    return Tiles(tokens, count=8, warps=4 if rows <= 64 else 8, stages=4)
 
 
 def quantised_round_scores(
@@ -83,7 +84,7 @@ def quantised_round_scores(
     rows, layers, requests, query_heads, head_dim = query.shape
     group = query_heads // kv_heads
     block_rows, block_group = blocks(rows, group)
-    tiles = tiles or choose_tiles(block_rows * block_group)
+    tiles = tiles or choose_tiles(block_rows * block_group, head_dim)
     length = own_out.shape[-1]
     grid = (-(-length // (tiles.tokens * tiles.count)), layers * kv_heads, requests)
     quantised_round_scores_kernel[grid](
