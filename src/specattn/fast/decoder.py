@@ -147,7 +147,7 @@ class FastDecoder:
                 keys[number],
                 values[number],
                 layer.head_norms,
-                copies and copies[number],
+                None if copies is None else copies[number],
             )
             attended = attend(number, query.view(*shape, -1, self.head_dim))
             change = linear(attended.reshape(shape.numel(), -1), layer.out, layer.out_bias)

@@ -43,7 +43,7 @@ class FastModel:
     ) -> Tensor:
         """Logits ``[batch, keep, vocabulary]`` of the last rows of ``tokens`` ``[batch, rows]`` at ``positions``."""
         cache, copy = self.runner.cache, self.quantised_keys
-        rows, copies = cache.rows(slots, positions), copy and copy.layers
+        rows, copies = cache.rows(slots, positions), None if copy is None else copy.layers
         hidden = self.decoder(tokens, positions, rows, cache.keys, cache.values, attend, copies)
         # A slice of rows would be multiplied request by request, fifteen times as slow for a large vocabulary.
         kept = hidden[:, -keep:].contiguous()

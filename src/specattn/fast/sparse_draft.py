@@ -190,7 +190,7 @@ class SparseDraftSteps:
         meter, copy = self.model.runner.meter, self.model.quantised_keys
         for row in range(steps):
             meter.add_round(slots, lengths + 1 + row, 0, self._of_layers(without=steps - 1 - row))
-        meter.add_keys(slots, lengths + steps, copy and copy.entry_bytes)
+        meter.add_keys(slots, lengths + steps, None if copy is None else copy.entry_bytes)
 
     def _of_layers(self, without: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` but for their last entries."""

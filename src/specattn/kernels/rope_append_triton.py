@@ -30,9 +30,9 @@ def rope_append(
     query_norm, key_norm, eps = norms if norms is not None else (None, None, 0.0)
     rope_append_kernel[(tokens, query_heads + 2 * kv_heads)](
         qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
-        copy and copy.codes, copy and copy.ranges, len(keys),
+        None if copy is None else copy.codes, None if copy is None else copy.ranges, len(keys),
         QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=head_dim // 2, NORMED=norms is not None,
-        BITS=copy.bits if copy is not None else 0, num_warps=1,
+        BITS=0 if copy is None else copy.bits, num_warps=1,
     )  # fmt: skip
     return query
 
@@ -73,7 +73,8 @@ def rope_append_kernel(
         first = _rounded(x, cos_x) - _rounded(y, sin_x)
         second = _rounded(y, cos_y) + _rounded(x, sin_y)
         first, second = first.to(dtype), second.to(dtype)
-        if codes is not None:  # noqa: SIM102: known when the kernel is compiled, and the other is not
+        # The first is known when the kernel is compiled, the second is not.
+        if codes is not None:  # noqa: SIM102
             if is_key:
                 entry = tl.full([1], (head - QUERY_HEADS).to(tl.int64) * pool_rows + row, tl.int64)
                 halves = first.to(tl.float32)[None, :], second.to(tl.float32)[None, :]

@@ -57,8 +57,8 @@ class SpecAttn(Method):
         pilot: draws that tell how many are needed.
         draft_p: share of its own attention that the draft reads in its steps; 1 reads all. Only rounds that run on the
             device alone can read less, see :mod:`specattn.fast.sparse_draft`.
-        draft_keys: what scores are made from with a ``draft_p`` below 1: ``int8`` or ``int4``, a copy of the draft's keys
-            in so many bits a channel; ``none``, the keys themselves.
+        draft_keys: what scores are made from with a ``draft_p`` below 1: ``int8`` or ``int4``, a copy of the draft's
+            keys in so many bits a channel; ``none``, the keys themselves.
     """
 
     name: ClassVar[str] = "specattn"
