@@ -28,7 +28,7 @@ def test_lists_of_all_that_counts_are_a_dense_draft(sampling):
     pair, requests = make("qwen2", layers=4), ask(RAGGED, 25, sampling)
     options = {"fast": True, "max_batch": 3}
     dense = serve(pair, requests, "specattn:p=0.6", **options)
-    sparse = serve(pair, requests, "specattn:p=0.6:draft_p=0.9999999:draft_keys=none", **options)
+    sparse = serve(pair, requests, "specattn:p=0.6:draft_p=0.9999999", **options)
     assert [result.tokens for result in sparse] == [result.tokens for result in dense]
     assert [result.accepted_per_round for result in sparse] == [r.accepted_per_round for r in dense]
 
@@ -124,8 +124,9 @@ def test_the_options_are_checked():
 
 def test_only_a_sparse_draft_has_a_copy():
     assert parse_method("specattn").draft_stores == ()
-    assert parse_method("specattn:draft_p=0.9:draft_keys=none").draft_stores == ()
-    assert parse_method("specattn:draft_p=0.9").draft_stores == (QuantisedKeys(8),)
+    assert parse_method("specattn:draft_keys=int8").draft_stores == ()
+    assert parse_method("specattn:draft_p=0.9").draft_stores == ()
+    assert parse_method("specattn:draft_p=0.9:draft_keys=int8").draft_stores == (QuantisedKeys(8),)
 
 
 @pytest.fixture
@@ -140,7 +141,6 @@ def poisoned_memory():
 def test_nothing_is_read_before_it_is_written(poisoned_memory):
     pair, requests = make("qwen2", layers=4), ask(RAGGED, 25)
     dense, sparse = (
-        serve(pair, requests, f"specattn:p=0.6:draft_p={p}:draft_keys=none", fast=True, max_batch=3)
-        for p in (1, 0.9999999)
+        serve(pair, requests, f"specattn:p=0.6:draft_p={p}", fast=True, max_batch=3) for p in (1, 0.9999999)
     )
     assert [result.tokens for result in sparse] == [result.tokens for result in dense]

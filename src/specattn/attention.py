@@ -211,7 +211,7 @@ class ExportAttend(DenseAttend):
         if copy := quantised_keys_of(step.cache):
             keys = copy.layers[call.layer].dequantise(step.pool_rows_from(request, first))
             scores = attention_logits(query, [(keys, keys)], *where)
-            exported = (scores - logits.logsumexp(-1, keepdim=True)).exp()
+            exported = (scores - logits.logsumexp(-1, keepdim=True)).exp().clamp(max=1)
         self.export.record(call.layer, request, self.first_row, first, exported[:, -self.rows :])
         return weighted_values(probabilities, segments).to(query.dtype)
 

@@ -128,6 +128,17 @@ def test_any_tiles(tiles):
 
 
 @BOTH
+def test_no_probability_is_above_one(score):
+    """Quantised keys whose logits are far above what the exact ones sum up to, and would overflow."""
+    case = Layers([40, 0], 4, rows=3)
+    case.lse -= 500
+    heads_out, own_out = run(case, score)
+    assert (own_out[case.batch.slots[0], :, :38] == 1).all()
+    heads = heads_out[0, case.places[case.places >= 0].long()]
+    assert (heads[:, :38] == 1).all() and not heads[:, 40:].nan_to_num(0).any()
+
+
+@BOTH
 def test_only_the_requests_slots_are_written(score):
     case = Layers(LENGTHS, 4)
     _, own_out = run(case, score)

@@ -58,7 +58,7 @@ def quantised_round_scores(
     own_out: Tensor,
     tiles: Tiles | None = None,
 ) -> None:
-    """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of all layers.
+    """Mean attention of a round's rows, ``min(1, exp(scaling * q k - lse))``, of all layers.
 
     Queries of 16 bits are multiplied as float16, which holds all codes; a channel beyond 65,504 would overflow.
 
@@ -161,7 +161,7 @@ def quantised_round_scores_reference(
         logits = torch.einsum("rlhd,nlhd->rlhn", query[:, :, request].float(), keys) * scaling
         token = torch.arange(len(keys), device=keys.device)
         seen = len(keys) - rows + 1 + torch.arange(rows, device=keys.device)
-        weights = (logits - lse[:, :, request, :, None]).exp()
+        weights = (logits - lse[:, :, request, :, None]).exp().clamp(max=1)
         mean = weights.masked_fill(token >= seen[:, None, None, None], 0).mean(
             0
         )  # [layers, query_heads, tokens]

@@ -134,20 +134,20 @@ def quantised_round_scores_kernel(
     for start in tl.range(first, whole, BLOCK_N, num_stages=STAGES):
         _tile(
             start, q0, q1, q2, q3, q_sum, total, seen, codes, ranges, pages, heads_out, own_out, place >= 0,
-            scaling * LOG2_E, visible, length, False, GROUP, D, BITS, PAGE, BLOCK_R, BLOCK_G, BLOCK_N, PTX,
+            scaling * LOG2_E, visible, length, False, ROWS, GROUP, D, BITS, PAGE, BLOCK_R, BLOCK_G, BLOCK_N, PTX,
         )  # fmt: skip
     for start in tl.range(whole, last, BLOCK_N, num_stages=1):
         _tile(
             start, q0, q1, q2, q3, q_sum, total, seen, codes, ranges, pages, heads_out, own_out, place >= 0,
-            scaling * LOG2_E, visible, length, True, GROUP, D, BITS, PAGE, BLOCK_R, BLOCK_G, BLOCK_N, PTX,
+            scaling * LOG2_E, visible, length, True, ROWS, GROUP, D, BITS, PAGE, BLOCK_R, BLOCK_G, BLOCK_N, PTX,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
     start, q0, q1, q2, q3, q_sum, total, seen, codes, ranges, pages, heads_out, own_out, exported,
-    factor, visible, length, MASKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BITS: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, PTX: tl.constexpr,
+    factor, visible, length, MASKED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BITS: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Scores of the tokens from ``start`` on; ``MASKED`` where some rows may not see some of them."""
     words: tl.constexpr = D * BITS // 16
@@ -161,7 +161,8 @@ def _tile(
     packed = tl.load(codes + at_row[:, None] * words + word[None, :], mask=inside[:, None], other=0)
     dots = _products(packed, q0, q1, q2, q3, BITS, PTX)
     shift = (zero * factor)[:, None] * q_sum[None, :] - total[None, :]
-    p = tl.exp2(dots * (scale * factor)[:, None] + shift)
+    # A quantised key's logit can be above the log-sum-exp of the exact ones: no probability is above 1 for that.
+    p = tl.exp2(tl.minimum(dots * (scale * factor)[:, None] + shift, -tl.log2(ROWS * 1.0)))
     if MASKED:
         p = tl.where(n[:, None] < seen[None, :], p, 0.0)
     mean = tl.sum(tl.reshape(p, [BLOCK_N, BLOCK_R, BLOCK_G]), 1)

@@ -81,7 +81,7 @@ class SpecAttn(Method):
     delta: float = 0.05
     pilot: int = 256
     draft_p: float = 1.0
-    draft_keys: str = "int8"
+    draft_keys: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
