@@ -147,7 +147,8 @@ def quantised_round_scores_kernel(
 def _tile(
     start, q0, q1, q2, q3, q_sum, total, seen, codes, ranges, pages, heads_out, own_out, exported,
     factor, visible, length, MASKED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
-    BITS: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr, PTX: tl.constexpr,
+    BITS: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """Scores of the tokens from ``start`` on; ``MASKED`` where some rows may not see some of them."""
     words: tl.constexpr = D * BITS // 16
