@@ -11,6 +11,7 @@ from specattn.fast.decoder import AttendLayer, FastDecoder
 from specattn.fast.operations import Operations
 from specattn.kernels.tiling import Workspace
 from specattn.runner import ModelRunner
+from specattn.stores.quantised_keys import QuantisedKeysStore, quantised_keys_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class FastModel:
         """Factor of the attention logits."""
         return self.decoder.head_dim**-0.5
 
+    @property
+    def quantised_keys(self) -> QuantisedKeysStore | None:
+        """The quantised keys beside the cache, if it has them; every pass keeps them up to date."""
+        return quantised_keys_of(self.runner.cache)
+
     def workspace(self, batch: int, rows: int) -> Workspace:
         """For attention over lists, or all tokens, of at most ``batch`` requests and ``rows`` rows of each."""
         geometry = self.runner.geometry
@@ -50,10 +56,9 @@ class FastModel:
         self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer, keep: int
     ) -> Tensor:
         """Logits ``[batch, keep, vocabulary]`` of the last rows of ``tokens`` ``[batch, rows]`` at ``positions``."""
-        cache = self.runner.cache
-        hidden = self.decoder(
-            tokens, positions, cache.rows(slots, positions), cache.keys, cache.values, attend
-        )
+        cache, copy = self.runner.cache, self.quantised_keys
+        rows, copies = cache.rows(slots, positions), None if copy is None else copy.layers
+        hidden = self.decoder(tokens, positions, rows, cache.keys, cache.values, attend, copies)
         # A slice of rows would be multiplied request by request, fifteen times as slow for a large vocabulary.
         kept = hidden[:, -keep:].contiguous()
         return self.decoder.logits(kept)[..., : self.vocab_size]

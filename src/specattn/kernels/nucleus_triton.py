@@ -59,6 +59,7 @@ def select_kernel(
     limit,  # p or k: a number, or [batch * inner]
     indices,  # int32 [batch, inner, capacity]
     counts,  # int32 [batch, inner]
+    entries,  # [batch], places in the first dimension of scores, or None: one after the other
     batch_stride,
     row_stride,
     inner,
@@ -80,7 +81,7 @@ def select_kernel(
     length = tl.minimum(tl.maximum(tl.load(lengths + program // inner).to(tl.int32), 0), width)
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
-    own = scores + row_offset(program, inner, batch_stride, row_stride)
+    own = scores + row_offset(program, inner, batch_stride, row_stride, entries)
     row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
@@ -91,7 +92,7 @@ def select_kernel(
     if AHEAD > 0:
         follower = program + AHEAD
         if follower < tl.num_programs(0):
-            _fetch(scores + row_offset(follower, inner, batch_stride, row_stride), width, B)
+            _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
     if BY_MASS:
         weight, low, cut = find_nucleus(row, weight, limit, forced, length, model, STEP, B)
         end = _write(indices, row, weight, low, cut, room, B)
@@ -115,8 +116,11 @@ def select_kernel(
 
 
 @triton.jit
-def row_offset(program, inner, batch_stride, row_stride):
-    return (program // inner).to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
+def row_offset(program, inner, batch_stride, row_stride, entries=None):
+    entry = program // inner
+    if entries is not None:
+        entry = tl.load(entries + entry)
+    return entry.to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
 
 
 @triton.jit
