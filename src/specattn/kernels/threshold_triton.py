@@ -222,10 +222,9 @@ def search(
         width = high - low
         guess = tl.minimum(tl.maximum(guess, low.to(tl.float32)), high.to(tl.float32))  # not NaN either
         middle = tl.minimum(tl.maximum(guess.to(tl.int32) & -STEP, low + STEP), high - STEP)
-        if KIND != TIES:
-            if needed - high_sum <= unit:
-                middle = tl.maximum(heaviest(row, weight, high - STEP, KIND, B), low + STEP)
-                high = middle + STEP
+        if KIND != TIES and needed - high_sum <= unit:
+            middle = tl.maximum(heaviest(row, weight, high - STEP, KIND, B), low + STEP)
+            high = middle + STEP
         found = measure(row, weight, middle, tied, KIND, B)
         found_gauge = gauge(found, total, KIND)
         if found >= needed:
