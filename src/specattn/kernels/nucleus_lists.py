@@ -26,7 +26,7 @@ BLOCKS = [
     Blocks(resident=1024, tile=1024, warps=4, registers=128),
     Blocks(resident=4096, tile=2048, warps=4, registers=128),
     Blocks(resident=16384, tile=4096, warps=8, registers=128),
-    Blocks(resident=LARGEST_RESIDENT, tile=4096, warps=8, registers=255),
+    Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128),
 ]
 """For rows up to a width: the first that holds all of a row."""
 LONG_BLOCKS = Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128)
