@@ -183,7 +183,8 @@ def small() -> Iterator[Command]:
     """Two small models, each its own draft, in float32: the sizes for a CPU."""
     methods = "dense,streaming:budget=0.2,specattn-paper:p=0.95,specattn:p=0.8,specattn:p=0.9"
     for name, model in (("smollm2", "smollm2-135m"), ("gemma3", "gemma3-270m")):
-        models, made = ("--target", model, "--draft", model, "--dtype", "float32"), f"mapping_{name}"
+        models = ("--target", model, "--draft", model, "--device", "cpu", "--dtype", "float32")
+        made = f"mapping_{name}"
         learned = texts(("books/amiel-s-journal_8545", "code/cpython_types"))
         file = ("--tokens", 2048, "--rounds", 64, "--out", f"{{work}}/{made}.safetensors", "--force")
         yield specattn(made, "calibrate", *learned, *file, *models, keep=False)
