@@ -122,9 +122,8 @@ def test_an_embedding_too_short_for_the_tokenizer_is_refused(save, no_weights):
         load_pair(target=target, draft=draft)
 
 
-@pytest.mark.parametrize("layers", [3, 4])
-def test_a_draft_must_be_smaller(save, no_weights, layers):
-    target, draft = save("target"), save("draft", tiny_model("llama", layers=layers))
+def test_a_draft_must_not_be_larger(save, no_weights):
+    target, draft = save("target"), save("draft", tiny_model("llama", layers=4))
     with pytest.raises(UsageError, match=r"draft has \d+,\d+ parameters and the target 78,672"):
         load_pair(target=target, draft=draft)
 

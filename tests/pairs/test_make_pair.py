@@ -20,6 +20,12 @@ def test_every_supported_architecture_makes_a_pair(model_type):
     assert repr(pair) == f"Pair(name='tiny-{model_type}', mapping_file=None)"
 
 
+def test_a_model_may_be_its_own_draft():
+    model = tiny_model("llama")
+    pair = make_pair(model, model, tiny_tokenizer())
+    assert pair.target is pair.draft is model
+
+
 def test_models_are_set_to_inference():
     target = tiny_model("llama").train().requires_grad_(True)
     pair = make_pair(target, None, tiny_tokenizer())
@@ -31,7 +37,7 @@ def test_models_are_set_to_inference():
 @pytest.mark.parametrize(
     ("target", "draft", "message"),
     [
-        ({}, {"layers": 3}, "must be smaller"),
+        ({}, {"layers": 4}, "must not be larger"),
         ({"vocab": 128}, SMALL | {"vocab": 64}, "cannot share a tokenizer"),
         ({}, SMALL | {"dtype": torch.bfloat16}, r"in torch\.float32, the draft on cpu in torch\.bfloat16"),
     ],

@@ -98,13 +98,16 @@ def check_rows(target: PreTrainedConfig, draft: PreTrainedConfig, tokens: int) -
 
 
 def check_smaller(target: int, draft: int) -> None:
-    """Refuse a draft with as many parameters as its target, or more: it could only slow the target down.
+    """Refuse a draft with more parameters than its target: the two were most likely swapped.
+
+    As many are allowed: a quantised or otherwise cheaper copy of the target, or the target itself, whose attention is
+    the best that a draft could predict.
 
     Raises:
         UsageError: names both parameter counts.
     """
-    if draft >= target:
+    if draft > target:
         raise UsageError(
-            f"the draft has {draft:,} parameters and the target {target:,}: the draft must be smaller."
+            f"the draft has {draft:,} parameters and the target {target:,}: the draft must not be larger."
             " Swap them, or choose a smaller draft."
         )
