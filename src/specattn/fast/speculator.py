@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,15 @@ def unsupported(method: Method, models: Sequence[PreTrainedModel]) -> str | None
     for model in models:
         reasons += [decoder.unsupported(model), decoder.lacks_kernels(model)]
     return next(filter(None, reasons), None)
+
+
+class Work(Protocol):
+    """What one launch does for the requests in ``slots``."""
+
+    slots: Tensor
+
+    def run(self) -> Tensor:
+        """Do it, and report."""
 
 
 @dataclass
@@ -167,7 +176,7 @@ class FastSpeculator(Speculator):
         if self._drafts_sparsely(gamma) and shared.attended is None:
             assert shared.draft is not None
             shared.attended = DraftMemory(shared.draft, length)
-        round = FastRound(
+        round = self._make(
             shared.target,
             None if self.draft is None else shared.draft,
             self.method,
@@ -179,15 +188,23 @@ class FastSpeculator(Speculator):
             length=length,
             memory=shared.attended,
         )
-        run, landings = self._prepare(round, batch, gamma + 2 + READS)
-        return _Ready(round.slots, shared.requests.padding, run, itertools.cycle(landings))
+        return self._prepare(round, batch, self._width(gamma))
 
-    def _prepare(self, round: FastRound, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
-        if self.target.device.type != "cuda":
-            return round.run, [HostLanding() for _ in range(2)]
-        landings = [PinnedLanding(batch, width) for _ in range(2)]
-        if self._shared.memory is None:
-            return round.run, landings
-        from specattn.fast.graph import CapturedRound
+    def _make(self, *parts: Any, **shape: Any) -> FastRound:
+        return FastRound(*parts, **shape)
 
-        return CapturedRound(round.run, self._shared.memory), landings
+    def _width(self, gamma: int) -> int:
+        """Columns of a round's report."""
+        return gamma + 2 + READS
+
+    def _prepare(self, work: Work, batch: int, width: int) -> _Ready:
+        """``work`` as it will run, with places for its reports."""
+        landings: Sequence[Landing] = [HostLanding() for _ in range(2)]
+        run = work.run
+        if self.target.device.type == "cuda":
+            landings = [PinnedLanding(batch, width) for _ in range(2)]
+        if self._shared.memory is not None:
+            from specattn.fast.graph import CapturedRound
+
+            run = CapturedRound(run, self._shared.memory)
+        return _Ready(work.slots, self._shared.requests.padding, run, itertools.cycle(landings))
