@@ -110,6 +110,9 @@ def test_without_a_gpu() -> None:
         ("--pair qwen2.5-coder", "give one with --text FILE"),
         ("--pair qwen2.5-coder --shape llama2 --text book.txt", "leave it out"),
         ("--text book.txt", "name a pair"),
+        ("--lossless", "name a pair"),
+        ("--lossless-every 8", "no effect without lossless"),
+        ("--pair qwen2.5-coder --text book.txt --lossless --lossless-every 65", "lossless_every=65"),
         ("--vllm missing.json", "missing.json holds no rows of vLLM"),
         ("--out missing/file.json", "the folder missing does not exist"),
         ("--plot speed.xyz", "'.xyz' is not one of"),
@@ -125,4 +128,4 @@ def test_too_many_rounds_for_the_context(bench: SimpleNamespace, tiny: SimpleNam
     models = [option for option in tiny.models if option not in ("--device", "cpu")]
     result = run("bench", "decode", *models, "--text", tiny.text, "--context", 500)
     assert result.exit_code == 2
-    assert "the models' context ends at 512" in result.stderr
+    assert "come to 755 and the models' context ends at 512" in result.stderr

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from specattn.breakeven import Size
-from specattn.fast.cycles import CycleLanded, FastCycles
+from specattn.fast.cycles import FastCycles
 from specattn.fast.rounds import AskedSampling
 from specattn.landed import Landed
 from specattn.lossless import LosslessSpeculator
@@ -40,7 +39,13 @@ class FastCycleRounds(CycleRounds):
         land = self._fast.launch_cycle(
             slots, plan.gamma, self._asked.of(requests), every=every, rounds=rounds
         )
-        return Flight(requests, plan, size, lambda: self._learn(active, plan, size, rounds, land))
+
+        def settle() -> Landed:
+            landed = land()
+            landed.enter(self._cycles.ledger, slots, plan, size, [each.reads for each in active])
+            return Landed(landed.delivered, landed.reads, landed.seconds_ahead + landed.seconds)
+
+        return Flight(requests, plan, size, settle)
 
     def _make_known(self, active: Sequence[ActiveRequest]) -> None:
         """Tell the device where requests stand that it does not know, or that have had other cycles since."""
@@ -48,30 +53,3 @@ class FastCycleRounds(CycleRounds):
         if unknown:
             self._fast.enter(batch_of(unknown, self._fast.target.device))
             self._unknown.difference_update(each.slot for each in unknown)
-
-    def _learn(
-        self,
-        active: Sequence[ActiveRequest],
-        plan: Plan,
-        size: Size,
-        rounds: int,
-        land: Callable[[], CycleLanded],
-    ) -> Landed:
-        """Wait for a cycle and enter it in the ledger."""
-        landed, ledger = land(), self._cycles.ledger
-        for number in range(rounds):
-            ledger.add_round(plan, size, landed.seconds_ahead / rounds)
-            for each, counts, reads in zip(active, landed.rounds, landed.reads_ahead, strict=True):
-                if number < len(counts):
-                    ledger.add_request(each.slot, plan, counts[number] - 1, _share(each.reads, reads))
-        tokens = [sum(counts) for counts in landed.rounds]
-        for each, proposed, accepted in zip(active, tokens, landed.accepted, strict=True):
-            ledger.add_pass(each.slot, proposed, accepted)
-        ledger.add_cost(landed.seconds_ahead * len(active) / sum(tokens), landed.seconds)
-        return Landed(landed.delivered, landed.reads, landed.seconds_ahead + landed.seconds)
-
-
-def _share(before: Sequence[float], after: Sequence[float]) -> float:
-    """What part of its full reads the target read in between."""
-    read, full = (new - old for old, new in zip(before[:2], after[:2], strict=True))
-    return read / full

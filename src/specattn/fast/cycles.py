@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specattn.breakeven import Size
 from specattn.fast.ahead import RunAhead
 from specattn.fast.cycle import AheadRound, DensePass
 from specattn.fast.landing import Run
-from specattn.fast.operations import Operations
 from specattn.fast.requests import READS
-from specattn.fast.speculator import FastSpeculator, _Ready
+from specattn.fast.speculator import FastSpeculator, Ready, Shared
 from specattn.landed import Landed
+from specattn.ledger import CycleLedger
+from specattn.plan import Plan
 from specattn.sampling import SamplingState
 from specattn.speculation import Speculator
 
@@ -57,6 +59,26 @@ class CycleLanded:
             verified.seconds,
         )
 
+    def enter(
+        self,
+        ledger: CycleLedger,
+        slots: Sequence[int],
+        plan: Plan,
+        size: Size,
+        before: Sequence[Sequence[float]],
+    ) -> None:
+        """Enter the cycle in the ledger; ``before`` are the requests' reads when it began."""
+        rounds = max(map(len, self.rounds))
+        for number in range(rounds):
+            ledger.add_round(plan, size, self.seconds_ahead / rounds)
+            for slot, counts, old, new in zip(slots, self.rounds, before, self.reads_ahead, strict=True):
+                if number < len(counts):
+                    ledger.add_request(slot, plan, counts[number] - 1, _share(old, new))
+        tokens = [sum(counts) for counts in self.rounds]
+        for slot, proposed, accepted in zip(slots, tokens, self.accepted, strict=True):
+            ledger.add_pass(slot, proposed, accepted)
+        ledger.add_cost(self.seconds_ahead * len(slots) / sum(tokens), self.seconds)
+
 
 class FastCycles(FastSpeculator):
     """Runs whole cycles on the device.
@@ -65,13 +87,14 @@ class FastCycles(FastSpeculator):
         slow: the speculator of the sparse rounds.
         most: the most tokens that a cycle may run ahead.
         gamma: the largest draft length.
+        shared: where the models are merged already.
     """
 
-    def __init__(self, slow: Speculator, most: int, gamma: int, operations: Operations | None = None) -> None:
-        super().__init__(slow, operations)
+    def __init__(self, slow: Speculator, most: int, gamma: int, shared: Shared | None = None) -> None:
+        super().__init__(slow, shared=shared)
         # Rows are rounded up, a round writes all its tokens whether they count or not, and one is pending.
         self._ahead = RunAhead(self.target.cache.spare_slot, most + STEP + gamma + 2, self.target.device)
-        self._passes: dict[tuple[object, ...], _Ready] = {}
+        self._passes: dict[tuple[object, ...], Ready] = {}
 
     @torch.inference_mode()
     def launch_cycle(
@@ -102,7 +125,7 @@ class FastCycles(FastSpeculator):
     def _width(self, gamma: int) -> int:
         return self._ahead.rounds.shape[1] + 1 + READS
 
-    def _pass(self, requests: int, rows: int, sampling: SamplingState) -> _Ready:
+    def _pass(self, requests: int, rows: int, sampling: SamplingState) -> Ready:
         padded, rows = 1 << (requests - 1).bit_length(), -(-rows // STEP) * STEP
         key = (padded, rows, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
         if key not in self._passes:
@@ -123,3 +146,9 @@ def _repeated(run: Run, times: int) -> Run:
         return run()
 
     return repeated
+
+
+def _share(before: Sequence[float], after: Sequence[float]) -> float:
+    """What part of its full reads the target read in between."""
+    read, full = (new - old for old, new in zip(before[:2], after[:2], strict=True))
+    return read / full

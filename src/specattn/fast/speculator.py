@@ -45,7 +45,7 @@ class Work(Protocol):
 
 
 @dataclass
-class _Shared:
+class Shared:
     """What all variants of a speculator have in common.
 
     Attributes:
@@ -62,20 +62,30 @@ class _Shared:
     attended: DraftMemory | None = None
 
     @classmethod
-    def of(cls, speculator: Speculator, operations: Operations | None) -> _Shared:
-        target, draft = speculator.target, speculator.draft
-        captured = target.device.type == "cuda" and (operations is None or operations.captured)
-        meters = [runner.meter for runner in (target, draft) if runner is not None]
+    def of(cls, speculator: Speculator, operations: Operations | None) -> Shared:
+        """For the models of ``speculator``, which are merged."""
+        draft, vocab_size = speculator.draft, speculator.vocab_size
+        return cls.between(
+            FastModel.of(speculator.target, vocab_size, operations),
+            None if draft is None else FastModel.of(draft, vocab_size, operations),
+        )
+
+    @classmethod
+    def between(cls, target: FastModel, draft: FastModel | None) -> Shared:
+        """For models that are merged already."""
+        runner = target.runner
+        captured = runner.device.type == "cuda" and target.decoder.operations.captured
+        meters = [model.runner.meter for model in (target, draft) if model is not None]
         return cls(
-            FastModel.of(target, speculator.vocab_size, operations),
-            None if draft is None else FastModel.of(draft, speculator.vocab_size, operations),
-            Requests(target.cache.spare_slot, target.device, meters),
+            target,
+            draft,
+            Requests(runner.cache.spare_slot, runner.device, meters),
             torch.cuda.graph_pool_handle() if captured else None,
         )
 
 
 @dataclass
-class _Ready:
+class Ready:
     """A round of one shape, ready to run.
 
     Attributes:
@@ -112,11 +122,11 @@ class FastSpeculator(Speculator):
     """
 
     def __init__(
-        self, slow: Speculator, operations: Operations | None = None, *, shared: _Shared | None = None
+        self, slow: Speculator, operations: Operations | None = None, *, shared: Shared | None = None
     ) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
-        self._shared = shared or _Shared.of(slow, operations)
-        self._rounds: dict[tuple[object, ...], _Ready] = {}
+        self._shared = shared or Shared.of(slow, operations)
+        self._rounds: dict[tuple[object, ...], Ready] = {}
 
     def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
         """See :meth:`specattn.speculation.Speculator.variant`; requests stand where they stand for this one."""
@@ -163,14 +173,14 @@ class FastSpeculator(Speculator):
     def _drafts_sparsely(self, gamma: int) -> bool:
         return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
 
-    def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> _Ready:
+    def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> Ready:
         padded = 1 << (requests - 1).bit_length()
         key = (padded, gamma, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
         if key not in self._rounds:
             self._rounds[key] = self._build(padded, gamma, sampling)
         return self._rounds[key]
 
-    def _build(self, batch: int, gamma: int, sampling: SamplingState) -> _Ready:
+    def _build(self, batch: int, gamma: int, sampling: SamplingState) -> Ready:
         cache, shared = self.target.cache, self._shared
         length = cache.block_table.shape[1] * cache.page_size
         if self._drafts_sparsely(gamma) and shared.attended is None:
@@ -197,7 +207,7 @@ class FastSpeculator(Speculator):
         """Columns of a round's report."""
         return gamma + 2 + READS
 
-    def _prepare(self, work: Work, batch: int, width: int) -> _Ready:
+    def _prepare(self, work: Work, batch: int, width: int) -> Ready:
         """``work`` as it will run, with places for its reports."""
         landings: Sequence[Landing] = [HostLanding() for _ in range(2)]
         run = work.run
@@ -207,4 +217,4 @@ class FastSpeculator(Speculator):
             from specattn.fast.graph import CapturedRound
 
             run = CapturedRound(run, self._shared.memory)
-        return _Ready(work.slots, self._shared.requests.padding, run, itertools.cycle(landings))
+        return Ready(work.slots, self._shared.requests.padding, run, itertools.cycle(landings))

@@ -1,0 +1,136 @@
+"""Greedy continuation of texts by the lossless mode, timed in whole cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from specattn.benchmarks.continuation import Starts
+from specattn.benchmarks.setting import Setting
+from specattn.breakeven import BreakEven, Size
+from specattn.byte_model import ByteModel, Footprint
+from specattn.every import EveryPolicy
+from specattn.fast.cycles import CycleLanded, FastCycles
+from specattn.fast.speculator import Shared
+from specattn.ledger import CycleLedger
+from specattn.plan import Plan
+from specattn.sampling import SamplingParams, SamplingState
+from specattn.speculation import Batch, Speculator
+
+WARM_UPS = 4
+"""Cycles before those that are timed: ``auto`` learns in them how long they should be."""
+
+CYCLES = 20
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """What cycles of a batch were like, on average.
+
+    Attributes:
+        ms, wall_ms: of a cycle, on the device and, the median, for the host.
+        dense_ms: of its dense pass.
+        tokens: delivered to one request.
+        ahead: run ahead by it.
+        rounds: sparse rounds of a request.
+        largest_rounds: of the one that had most.
+        acceptance: of the draft's tokens.
+        read, full, draft_read: bytes of keys and values of a cycle, all requests: read by the target, by one that reads
+            all of them in as many passes, and by the draft.
+    """
+
+    ms: float
+    wall_ms: float
+    dense_ms: float
+    tokens: float
+    ahead: float
+    rounds: float
+    largest_rounds: float
+    acceptance: float
+    read: float
+    full: float
+    draft_read: float
+
+
+def room(every: int | str, gamma: int) -> int:
+    """Tokens that the cycles may add to each request."""
+    return (WARM_UPS + CYCLES + 1) * (EveryPolicy(every).largest + gamma + 1)
+
+
+def continue_losslessly(setting: Setting, starts: Starts, every: int | str) -> Cycles:
+    """Decode from ``starts``, greedily, in :data:`CYCLES` cycles."""
+    decoding = _Decoding(setting, starts, every)
+    for _ in range(WARM_UPS):
+        decoding.cycle()
+    before, landed, walls = decoding.reads, [], []
+    for _ in range(CYCLES):
+        began = perf_counter()
+        landed.append(decoding.cycle())
+        walls.append(perf_counter() - began)
+    bytes_read = [
+        sum(row[column] for row in decoding.reads) - sum(row[column] for row in before) for column in range(3)
+    ]
+    return _summary(setting.gamma, landed, walls, bytes_read)
+
+
+class _Decoding:
+    """The requests of a batch on their way."""
+
+    def __init__(self, setting: Setting, starts: Starts, every: int | str) -> None:
+        pair, gamma, target, draft = setting.pair, setting.gamma, *setting.runners
+        self._plan = Plan(gamma, sparse=True)
+        model = ByteModel(Footprint.of(target.model), Footprint.of(draft.model))
+        self._ledger = CycleLedger(EveryPolicy(every), BreakEven([self._plan], model))
+        slow = Speculator(target, draft, pair.method, pair.mapping, pair.vocab_size)
+        shared = Shared.between(setting.target, setting.draft)
+        self._cycles = FastCycles(slow, self._ledger.most_tokens, gamma, shared)
+        self._slots = list(range(setting.batch))
+        self._lengths = [start.length for start in starts.requests]
+        self._sampling = SamplingState.of([SamplingParams()] * setting.batch, target.device)
+        recent = torch.tensor([start.recent for start in starts.requests], device=target.device)
+        rounds = torch.zeros(setting.batch, dtype=torch.int64, device=target.device)
+        self._cycles.enter(Batch(self._slots, self._lengths, recent, rounds, self._sampling))
+        for slot in self._slots:
+            self._ledger.open(slot)
+        meters = (target.meter.read, target.meter.full, draft.meter.read)
+        self.reads: Sequence[Sequence[float]] = torch.stack(meters, 1)[: setting.batch].tolist()
+
+    def cycle(self) -> CycleLanded:
+        """One cycle of all requests."""
+        every, rounds = self._ledger.choose(self._plan.gamma)
+        launch, size = self._cycles.launch_cycle, Size(len(self._slots), sum(self._lengths))
+        landed = launch(self._slots, self._plan.gamma, self._sampling, every=every, rounds=rounds)()
+        landed.enter(self._ledger, self._slots, self._plan, size, self.reads)
+        self.reads = landed.reads
+        self._lengths = [
+            length + len(tokens) for length, tokens in zip(self._lengths, landed.delivered, strict=True)
+        ]
+        return landed
+
+
+def _summary(
+    gamma: int, landed: Sequence[CycleLanded], walls: Sequence[float], bytes_read: Sequence[float]
+) -> Cycles:
+    cycles, requests = len(landed), len(landed[0].rounds)
+    each = cycles * requests
+    ahead = sum(sum(map(sum, cycle.rounds)) for cycle in landed)
+    rounds = sum(sum(map(len, cycle.rounds)) for cycle in landed)
+    dense = sum(cycle.seconds for cycle in landed)
+    read, full, draft_read = (figure / cycles for figure in bytes_read)
+    return Cycles(
+        ms=1e3 * (dense + sum(cycle.seconds_ahead for cycle in landed)) / cycles,
+        wall_ms=1e3 * median(walls),
+        dense_ms=1e3 * dense / cycles,
+        tokens=sum(sum(map(len, cycle.delivered)) for cycle in landed) / each,
+        ahead=ahead / each,
+        rounds=rounds / each,
+        largest_rounds=sum(max(map(len, cycle.rounds)) for cycle in landed) / cycles,
+        acceptance=(ahead - rounds) / (gamma * rounds),
+        read=read,
+        full=full,
+        draft_read=draft_read,
+    )
