@@ -93,7 +93,8 @@ def run(
     pair: Pair, prompts: Prompts, options: dict[str, Any], reference: Sequence[list[int]] | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """All prompts by one method: a row of the report, and the tokens."""
-    path = choose_path(pair, parse_method(options["method"]), None)
+    lossless = bool(options.get("lossless"))
+    path = choose_path(pair, parse_method(options["method"]), None, lossless=lossless)
     began = perf_counter()
     results: list[GenerationResult] = specattn.generate(pair, list(prompts), ignore_eos=True, **options)
     seconds = perf_counter() - began
@@ -106,7 +107,7 @@ def run(
         for prompt, result, expected in zip(prompts, results, reference or tokens, strict=True)
     ]
     names: tuple[str, ...] = ("equal", "dense_reads_per_token", "kv_reads_per_token", "draft_acceptance_rate")
-    names += ("acceptance_rate",) if options.get("lossless") else ()
+    names += ("acceptance_rate",) if lossless else ()
     means = {name: mean(row[name] for row in per_prompt) for name in names}
     decoding = seconds - sum(result.seconds["prefill"] for result in results)
     row = {

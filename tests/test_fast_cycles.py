@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_lossless import PROMPT, RAGGED, check_cache, expected, related
+from test_lossless import PROMPT, RAGGED, alone, check_cache, expected, related
 from tiny import tiny_mapping
 
 from specattn.engine import Engine
+from specattn.errors import UsageError
 from specattn.fast.cycles import FastCycles
 from specattn.fast.landing import HostLanding
 from specattn.fast.sparse_draft import DraftMemory
@@ -31,7 +32,8 @@ def one_thread():
 
 def engine(pair: Pair, method: str = METHOD, **options) -> Engine:
     asked = {"lossless": True, "lossless_every": 6, "fast": True, "max_tokens": 400, **options}
-    return Engine(pair, method=method, mapping=tiny_mapping(pair), **asked)
+    mapping = tiny_mapping(pair) if "specattn" in method else None
+    return Engine(pair, method=method, mapping=mapping, **asked)
 
 
 def serve(requests: list[Request], method: str = METHOD, *, pair: Pair | None = None, **options):
@@ -84,6 +86,24 @@ def test_greedy_and_sampled_requests_of_one_batch():
 def test_the_dense_tokens_with_a_draft_that_reads_lists(every):
     results = serve(ask(), SPARSE_DRAFT, max_batch=3, lossless_every=every)
     assert [result.tokens for result in results] == expected(RAGGED[:3], 20)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("drafting", [False, True])
+def test_self_speculation(drafting, sampling):
+    pair = related() if drafting else alone(related())
+    requests = ask(17, sampling)
+    fast, slow = (
+        serve(requests, "self:p=0.6:sink=1:window=2", pair=pair, fast=fast, max_batch=3)
+        for fast in (True, False)
+    )
+    assert figures(fast) == figures(slow)
+    assert fast[1].kv_read_fraction < 0.95
+
+
+def test_self_speculation_needs_cycles():
+    with pytest.raises(UsageError, match="in the lossless mode only"):
+        engine(alone(related()), "self:p=0.9", lossless=False, lossless_every=None)
 
 
 def test_an_end_token_inside_a_cycle():

@@ -113,7 +113,7 @@ class Engine:
         check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
-        self.path = choose_path(pair, self.method, fast, audited=audit > 0)
+        self.path = choose_path(pair, self.method, fast, lossless=lossless, audited=audit > 0)
         if fallback is None:
             fallback = self.path.fast and pair.device.type == "cuda"
         drafting = pair.draft is not None

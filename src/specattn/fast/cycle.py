@@ -14,9 +14,12 @@ from torch import Tensor
 from specattn.acceptance import Verdict, verify_greedy
 from specattn.fast.ahead import RunAhead
 from specattn.fast.model import FastModel
+from specattn.fast.pass_scores import PassScores
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
+from specattn.fast.self_lists import SelfLists
 from specattn.sampling import SamplingState, Stream, race, warp
+from specattn.selection.base import Selection
 from specattn.speculation import Outcome, Proposal
 
 
@@ -51,6 +54,28 @@ class AheadRound(FastRound):
         return verify_greedy(proposal.tokens, winners(logits, inputs.sampling, inputs.lengths))
 
 
+class SelfRound(AheadRound):
+    """The same for self-speculation.
+
+    Args:
+        lists: what the target reads.
+    """
+
+    def __init__(self, lists: SelfLists, ahead: RunAhead, *parts: Any, **shape: Any) -> None:
+        super().__init__(ahead, *parts, **shape)
+        self.lists = lists
+
+    def begin(self) -> Tensor:
+        """Before the first round of a cycle."""
+        self.lists.begin(self.slots)
+        return self.slots
+
+    def _select(self, inputs: RoundInputs, rows: int) -> Selection:
+        sparse = self.target.runner.geometry.layers - self.method.dense_layers
+        self.target.runner.meter.add_extra(inputs.slots, max(0, sparse) * self.lists.nbytes(inputs.slots))
+        return self.lists.select(inputs.slots, inputs.lengths + rows)
+
+
 class DensePass:
     """Reads all that was run ahead, densely, and delivers what the target chooses itself.
 
@@ -59,6 +84,7 @@ class DensePass:
         batch: requests, padding included.
         rows: the most tokens that one of them can have run ahead.
         sampling: what the requests' sampling tells the host.
+        scores: where what the rows attend to goes, if the method wants to know.
 
     Attributes:
         slots: int64 ``[batch]``, whose pass it is.
@@ -73,8 +99,9 @@ class DensePass:
         batch: int,
         rows: int,
         sampling: SamplingState,
+        scores: PassScores | None = None,
     ) -> None:
-        self.target, self.requests, self.ahead = target, requests, ahead
+        self.target, self.requests, self.ahead, self.scores = target, requests, ahead, scores
         self.rows, self.sampling = rows, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
 
@@ -85,11 +112,14 @@ class DensePass:
         place = torch.arange(self.rows, device=counts.device)
         own = torch.minimum(place, (counts[:, None] - 1).clamp(min=0))
         tokens = self.ahead.tokens[self.slots]
-        logits = self._logits(tokens.gather(1, own), began.lengths[:, None] + own, inputs)
+        positions = began.lengths[:, None] + own
+        logits = self._logits(tokens.gather(1, own), positions, inputs)
         chosen = winners(logits, inputs.sampling, began.lengths)
         stands = (chosen == tokens[:, 1 : self.rows + 1]) & (place < counts[:, None])
         accepted = stands.long().cumprod(-1).sum(-1)
         delivered = Outcome(chosen, torch.minimum(accepted + 1, counts.clamp(min=1)))
+        if self.scores is not None:
+            self.scores.keep(self.slots, began.lengths, positions, delivered.counts)
         self.requests.advance(began, delivered)
         self.ahead.clear(self.slots)
         report = Outcome(torch.cat([accepted[:, None], chosen], 1), delivered.counts + 1)
@@ -103,7 +133,8 @@ class DensePass:
 
         def attend(layer: int, query: Tensor) -> Tensor:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
-            return attention(*pool, ends.int(), positions, self.target.scaling, cache.page_size)
+            lse = None if self.scores is None else self.scores.of(layer, query)
+            return attention(*pool, ends.int(), positions, self.target.scaling, cache.page_size, lse=lse)
 
         return self.target.logits(tokens, slots, positions, attend, self.rows)
 

@@ -11,15 +11,19 @@ from torch import Tensor
 
 from specattn.breakeven import Size
 from specattn.fast.ahead import RunAhead
-from specattn.fast.cycle import AheadRound, DensePass
+from specattn.fast.cycle import AheadRound, DensePass, SelfRound
 from specattn.fast.landing import Run
+from specattn.fast.pass_scores import PassScores
 from specattn.fast.requests import READS
-from specattn.fast.speculator import FastSpeculator, Ready, Shared
+from specattn.fast.self_lists import SelfLists
+from specattn.fast.speculator import FastSpeculator, Ready, Shared, Work
 from specattn.landed import Landed
 from specattn.ledger import CycleLedger
 from specattn.plan import Plan
 from specattn.sampling import SamplingState
+from specattn.selection.self import Self
 from specattn.speculation import Speculator
+from specattn.target_scores import SCORED_ROWS
 
 STEP = 4
 """Rows of a dense pass come in multiples of this: each number of them is a graph of its own."""
@@ -92,6 +96,7 @@ class FastCycles(FastSpeculator):
 
     def __init__(self, slow: Speculator, most: int, gamma: int, shared: Shared | None = None) -> None:
         super().__init__(slow, shared=shared)
+        self._most = most
         # Rows are rounded up, a round writes all its tokens whether they count or not, and one is pending.
         self._ahead = RunAhead(self.target.cache.spare_slot, most + STEP + gamma + 2, self.target.device)
         self._passes: dict[tuple[object, ...], Ready] = {}
@@ -115,12 +120,25 @@ class FastCycles(FastSpeculator):
         ahead.assign(slots)
         verify.assign(slots)
         landings, requests = (next(ahead.landings), next(verify.landings)), len(slots)
-        landings[0].launch(_repeated(ahead.run, rounds))
+        landings[0].launch(_repeated(ahead, rounds))
         landings[1].launch(verify.run)
         return lambda: CycleLanded.of(*(landing.land(requests) for landing in landings))
 
     def _make(self, *parts: Any, **shape: Any) -> AheadRound:
-        return AheadRound(self._ahead, *parts, **shape)
+        if not isinstance(self.method, Self):
+            return AheadRound(self._ahead, *parts, **shape)
+        assert self.scores is not None
+        # Behind a dense pass lie what it verified itself, and then what is run ahead of it.
+        most = max(SCORED_ROWS, self._most) + self._most + shape["gamma"] + 1
+        operations = self._shared.target.decoder.operations
+        lists = SelfLists(self.method, operations, self.scores, batch=shape["batch"], most=most)
+        return SelfRound(lists, self._ahead, *parts, **shape)
+
+    def _prepare(self, work: Work, batch: int, width: int) -> Ready:
+        ready = super()._prepare(work, batch, width)
+        if isinstance(work, SelfRound):
+            ready.first = self._captured(work.begin)
+        return ready
 
     def _width(self, gamma: int) -> int:
         return self._ahead.rounds.shape[1] + 1 + READS
@@ -130,20 +148,29 @@ class FastCycles(FastSpeculator):
         key = (padded, rows, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
         if key not in self._passes:
             shared = self._shared
+            scores = None if self.scores is None else PassScores(shared.target, self.scores, padded)
             dense = DensePass(
-                shared.target, shared.requests, self._ahead, batch=padded, rows=rows, sampling=sampling
+                shared.target,
+                shared.requests,
+                self._ahead,
+                batch=padded,
+                rows=rows,
+                sampling=sampling,
+                scores=scores,
             )
             self._passes[key] = self._prepare(dense, padded, rows + 2 + READS)
         return self._passes[key]
 
 
-def _repeated(run: Run, times: int) -> Run:
-    """``run`` so many times, and the last report."""
+def _repeated(ready: Ready, times: int) -> Run:
+    """So many rounds, and the report of the last."""
 
     def repeated() -> Tensor:
+        if ready.first is not None:
+            ready.first()
         for _ in range(times - 1):
-            run()
-        return run()
+            ready.run()
+        return ready.run()
 
     return repeated
 

@@ -134,9 +134,7 @@ class FastRound:
     def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
-        selection = None
-        if self.selector is not None and self.scores is not None:
-            selection = self.selector.select(self.scores, lengths, rows)
+        selection = self._select(inputs, rows)
         self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
@@ -149,6 +147,12 @@ class FastRound:
             return self.operations.sparse_attention(*pool, selection.of_layer(layer), *where)
 
         return self.target.logits(tokens, slots, positions, attend, rows)
+
+    def _select(self, inputs: RoundInputs, rows: int) -> Selection | None:
+        """The lists ``[batch, layers, kv_heads, ...]`` of the target's pass, if it is to have any."""
+        if self.selector is None or self.scores is None:
+            return None
+        return self.selector.select(self.scores, inputs.lengths, rows)
 
     def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
         """Account for what the round reads, all layers at once."""

@@ -27,9 +27,9 @@ from specattn.speculation import Batch, Outcome, Speculator
 Landing = PinnedLanding | HostLanding
 
 
-def unsupported(method: Method, models: Sequence[PreTrainedModel]) -> str | None:
+def unsupported(method: Method, models: Sequence[PreTrainedModel], *, lossless: bool = False) -> str | None:
     """Why these models and this method cannot take the fast path; ``None`` if they can."""
-    reasons = [selector.unsupported(method)]
+    reasons = [selector.unsupported(method, lossless=lossless)]
     for model in models:
         reasons += [decoder.unsupported(model), decoder.lacks_kernels(model)]
     return next(filter(None, reasons), None)
@@ -91,12 +91,14 @@ class Ready:
     Attributes:
         slots: whose round it is; ``padding`` behind them.
         landings: places of reports, in turn: one is read while the next round writes another.
+        first: what is to run before the first of several rounds, if anything is.
     """
 
     slots: Tensor
     padding: int
     run: Run
     landings: Iterator[Landing]
+    first: Run | None = None
     _held: tuple[int, ...] = ()
 
     def assign(self, slots: Sequence[int]) -> None:
@@ -125,6 +127,7 @@ class FastSpeculator(Speculator):
         self, slow: Speculator, operations: Operations | None = None, *, shared: Shared | None = None
     ) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
+        self.scores = slow.scores
         self._shared = shared or Shared.of(slow, operations)
         self._rounds: dict[tuple[object, ...], Ready] = {}
 
@@ -210,11 +213,15 @@ class FastSpeculator(Speculator):
     def _prepare(self, work: Work, batch: int, width: int) -> Ready:
         """``work`` as it will run, with places for its reports."""
         landings: Sequence[Landing] = [HostLanding() for _ in range(2)]
-        run = work.run
         if self.target.device.type == "cuda":
             landings = [PinnedLanding(batch, width) for _ in range(2)]
-        if self._shared.memory is not None:
-            from specattn.fast.graph import CapturedRound
-
-            run = CapturedRound(run, self._shared.memory)
+        run = self._captured(work.run)
         return Ready(work.slots, self._shared.requests.padding, run, itertools.cycle(landings))
+
+    def _captured(self, run: Run) -> Run:
+        """``run`` as a graph, where there are graphs."""
+        if self._shared.memory is None:
+            return run
+        from specattn.fast.graph import CapturedRound
+
+        return CapturedRound(run, self._shared.memory)
