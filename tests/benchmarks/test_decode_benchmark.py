@@ -24,6 +24,9 @@ from specattn.fast.cycles import FastCycles
 from specattn.fast.operations import references
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
+from specattn.selection.base import Method
+from specattn.selection.registry import parse_method
+from specattn.selection.self import Self
 from specattn.selection.specattn import SpecAttn
 
 CPU = torch.device("cpu")
@@ -285,7 +288,21 @@ def test_lossless_cycles_of_a_pair_that_exists(
     assert report.ratios["real_96_b3_lossless_vs_speculation"] == pytest.approx(speed_up)
 
 
-def test_lossless_cycles_continue_as_the_target_does(pair: tuple[Pair, Mapping]) -> None:
+def test_lossless_cycles_without_the_draft(
+    pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycles, "CYCLES", 3)
+    models, mapping = pair
+    plan = Plan([96], [2], METHOD, gamma=2, lossless=4, lossless_method=parse_method("self:p=0.8"))
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    lossless = report.rows[-1]
+    assert (lossless["mode"], lossless["method"], lossless["gamma"]) == ("lossless", "self:p=0.8", 0)
+    assert lossless["acceptance"] is None and lossless["tokens_ahead"] == lossless["sparse_rounds"] == 4
+    assert 0.2 < lossless["kv_read_fraction"] < 1
+
+
+@pytest.mark.parametrize("method", [METHOD, Self(p=0.6, dense_layers=0)])
+def test_lossless_cycles_continue_as_the_target_does(pair: tuple[Pair, Mapping], method: Method) -> None:
     models, mapping = pair
     assert models.draft is not None
     texts, made = documents(2, 97), []
@@ -301,7 +318,7 @@ def test_lossless_cycles_continue_as_the_target_does(pair: tuple[Pair, Mapping])
         patched.setattr(cycles, "FastCycles", Kept)
         patched.setattr(cycles, "CYCLES", 3)
         starts = read_texts(setting, texts)
-        found = cycles.continue_losslessly(setting, starts, 4)
+        found = cycles.continue_losslessly(setting, starts, method, 4)
     assert found.read < found.full
     for request, start in enumerate(starts.requests):
         prompt = texts[request % 2].tokens[: start.length + 1]

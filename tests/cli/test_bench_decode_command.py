@@ -112,6 +112,8 @@ def test_without_a_gpu() -> None:
         ("--text book.txt", "name a pair"),
         ("--lossless", "name a pair"),
         ("--lossless-every 8", "no effect without lossless"),
+        ("--lossless-method self", "no effect without --lossless"),
+        ("--pair qwen2.5-coder --text book.txt --lossless --lossless-method oracle", "has no fast path yet"),
         ("--pair qwen2.5-coder --text book.txt --lossless --lossless-every 65", "lossless_every=65"),
         ("--vllm missing.json", "missing.json holds no rows of vLLM"),
         ("--out missing/file.json", "the folder missing does not exist"),

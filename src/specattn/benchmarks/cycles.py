@@ -9,6 +9,7 @@ from time import perf_counter
 
 import torch
 
+from specattn.attention import attached
 from specattn.benchmarks.continuation import Starts
 from specattn.benchmarks.setting import Setting
 from specattn.breakeven import BreakEven, Size
@@ -19,7 +20,9 @@ from specattn.fast.speculator import Shared
 from specattn.ledger import CycleLedger
 from specattn.plan import Plan
 from specattn.sampling import SamplingParams, SamplingState
+from specattn.selection.base import Method, Need
 from specattn.speculation import Batch, Speculator
+from specattn.target_scores import ScoringAttend, TargetScores
 
 WARM_UPS = 4
 """Cycles before those that are timed: ``auto`` learns in them how long they should be."""
@@ -38,7 +41,7 @@ class Cycles:
         ahead: run ahead by it.
         rounds: sparse rounds of a request.
         largest_rounds: of the one that had most.
-        acceptance: of the draft's tokens.
+        acceptance: of the draft's tokens, if there are any.
         read, full, draft_read: bytes of keys and values of a cycle, all requests: read by the target, by one that reads
             all of them in as many passes, and by the draft.
     """
@@ -50,7 +53,7 @@ class Cycles:
     ahead: float
     rounds: float
     largest_rounds: float
-    acceptance: float
+    acceptance: float | None
     read: float
     full: float
     draft_read: float
@@ -61,9 +64,9 @@ def room(every: int | str, gamma: int) -> int:
     return (WARM_UPS + CYCLES + 1) * (EveryPolicy(every).largest + gamma + 1)
 
 
-def continue_losslessly(setting: Setting, starts: Starts, every: int | str) -> Cycles:
-    """Decode from ``starts``, greedily, in :data:`CYCLES` cycles."""
-    decoding = _Decoding(setting, starts, every)
+def continue_losslessly(setting: Setting, starts: Starts, method: Method, every: int | str) -> Cycles:
+    """Decode from ``starts``, greedily, in :data:`CYCLES` cycles; without the draft if ``method`` needs none."""
+    decoding = _Decoding(setting, starts, method, every)
     for _ in range(WARM_UPS):
         decoding.cycle()
     before, landed, walls = decoding.reads, [], []
@@ -74,20 +77,24 @@ def continue_losslessly(setting: Setting, starts: Starts, every: int | str) -> C
     bytes_read = [
         sum(row[column] for row in decoding.reads) - sum(row[column] for row in before) for column in range(3)
     ]
-    return _summary(setting.gamma, landed, walls, bytes_read)
+    return _summary(decoding.plan.gamma, landed, walls, bytes_read)
 
 
 class _Decoding:
     """The requests of a batch on their way."""
 
-    def __init__(self, setting: Setting, starts: Starts, every: int | str) -> None:
-        pair, gamma, target, draft = setting.pair, setting.gamma, *setting.runners
-        self._plan = Plan(gamma, sparse=True)
-        model = ByteModel(Footprint.of(target.model), Footprint.of(draft.model))
-        self._ledger = CycleLedger(EveryPolicy(every), BreakEven([self._plan], model))
-        slow = Speculator(target, draft, pair.method, pair.mapping, pair.vocab_size)
-        shared = Shared.between(setting.target, setting.draft)
-        self._cycles = FastCycles(slow, self._ledger.most_tokens, gamma, shared)
+    def __init__(self, setting: Setting, starts: Starts, method: Method, every: int | str) -> None:
+        pair, target = setting.pair, setting.target.runner
+        drafts = Need.DRAFT in method.needs
+        draft = setting.draft if drafts else None
+        self.plan = Plan(setting.gamma if drafts else 0, sparse=True)
+        model = ByteModel(Footprint.of(target.model), Footprint.of(draft.runner.model) if draft else None)
+        self._ledger = CycleLedger(EveryPolicy(every), BreakEven([self.plan], model))
+        slow = Speculator(target, draft.runner if draft else None, method, pair.mapping, pair.vocab_size)
+        if slow.scores is not None:
+            _score(slow, slow.scores, starts)
+        shared = Shared.between(setting.target, draft)
+        self._cycles = FastCycles(slow, self._ledger.most_tokens, self.plan.gamma, shared)
         self._slots = list(range(setting.batch))
         self._lengths = [start.length for start in starts.requests]
         self._sampling = SamplingState.of([SamplingParams()] * setting.batch, target.device)
@@ -96,20 +103,31 @@ class _Decoding:
         self._cycles.enter(Batch(self._slots, self._lengths, recent, rounds, self._sampling))
         for slot in self._slots:
             self._ledger.open(slot)
-        meters = (target.meter.read, target.meter.full, draft.meter.read)
+        meters = [target.meter.read, target.meter.full]
+        meters.append(draft.runner.meter.read if draft else torch.zeros_like(meters[0]))
         self.reads: Sequence[Sequence[float]] = torch.stack(meters, 1)[: setting.batch].tolist()
 
     def cycle(self) -> CycleLanded:
         """One cycle of all requests."""
-        every, rounds = self._ledger.choose(self._plan.gamma)
+        every, rounds = self._ledger.choose(self.plan.gamma)
         launch, size = self._cycles.launch_cycle, Size(len(self._slots), sum(self._lengths))
-        landed = launch(self._slots, self._plan.gamma, self._sampling, every=every, rounds=rounds)()
-        landed.enter(self._ledger, self._slots, self._plan, size, self.reads)
+        landed = launch(self._slots, self.plan.gamma, self._sampling, every=every, rounds=rounds)()
+        landed.enter(self._ledger, self._slots, self.plan, size, self.reads)
         self.reads = landed.reads
         self._lengths = [
             length + len(tokens) for length, tokens in zip(self._lengths, landed.delivered, strict=True)
         ]
         return landed
+
+
+def _score(speculator: Speculator, scores: TargetScores, starts: Starts) -> None:
+    """Read the last token of each request densely once more, for a method that wants to know what it attends to."""
+    target = speculator.target
+    with attached(target.model):
+        for slot, start in enumerate(starts.requests):
+            step = target.step([slot], [start.length - 1], 1, ScoringAttend(scores), metered=False)
+            target.forward(step, torch.tensor([[start.recent[0]]], device=target.device), keep=1)
+            scores.commit(slot, 1)
 
 
 def _summary(
@@ -129,7 +147,7 @@ def _summary(
         ahead=ahead / each,
         rounds=rounds / each,
         largest_rounds=sum(max(map(len, cycle.rounds)) for cycle in landed) / cycles,
-        acceptance=(ahead - rounds) / (gamma * rounds),
+        acceptance=(ahead - rounds) / (gamma * rounds) if gamma else None,
         read=read,
         full=full,
         draft_read=draft_read,

@@ -25,6 +25,7 @@ from specattn.evaluation.documents import Document
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, WINDOW
 from specattn.gamma import check_gamma
+from specattn.selection.base import Method
 from specattn.selection.specattn import SpecAttn
 
 RATED = (32768, 16)
@@ -42,6 +43,7 @@ class Plan:
         method: how sparse rounds select.
         resident: requests with pages of their own, see :class:`specattn.benchmarks.setting.Setting`; all if ``None``.
         lossless: after how many tokens cycles of the lossless mode verify, or ``auto``; none are timed if ``None``.
+        lossless_method: what runs ahead in them; ``method`` if ``None``.
     """
 
     contexts: Sequence[int]
@@ -52,6 +54,7 @@ class Plan:
     acceptance: float = 0.7
     resident: int | None = None
     lossless: int | str | None = None
+    lossless_method: Method | None = None
 
     def check(self) -> None:
         """Refuse what cannot be timed.
@@ -138,8 +141,9 @@ class Rounds:
             rows[mode] = self._row(setting, round, mode, found)
             del round
         if starts is not None and plan.lossless is not None:
-            cycles = continue_losslessly(setting, starts, plan.lossless)
-            rows["lossless"] = self._lossless_row(setting, cycles, starts.texts)
+            method = plan.lossless_method or plan.method
+            cycles = continue_losslessly(setting, starts, method, plan.lossless)
+            rows["lossless"] = self._lossless_row(setting, method, cycles, starts.texts)
         _add_shares(rows, self.bandwidth)
         for row in rows.values():
             self.report.row(**row)
@@ -178,16 +182,18 @@ class Rounds:
             row["resident"] = setting.resident
         return row
 
-    def _lossless_row(self, setting: Setting, found: Cycles, texts: int) -> dict[str, Any]:
+    def _lossless_row(self, setting: Setting, method: Method, found: Cycles, texts: int) -> dict[str, Any]:
         """The same of a cycle of the lossless mode, which is what counts as a round here."""
-        passes = self.pair.weight_bytes(0) + found.largest_rounds * self.pair.weight_bytes(setting.gamma)
+        gamma = 0 if found.acceptance is None else setting.gamma
+        passes = self.pair.weight_bytes(0) + found.largest_rounds * self.pair.weight_bytes(gamma)
         return {
             "shape": self.pair.name,
             "weights": "trained",
             "batch": setting.batch,
             "context": setting.context,
             "mode": "lossless",
-            "gamma": setting.gamma,
+            "method": method.spec(),
+            "gamma": gamma,
             "acceptance": found.acceptance,
             "kv_read_fraction": found.read / found.full,
             "tokens_a_round": found.tokens,

@@ -119,6 +119,15 @@ def decode(
         ),
     ] = False,
     lossless_every: LosslessEvery = None,
+    lossless_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs ahead in lossless cycles, with its options; one that needs no draft does without.",
+            show_default="the method",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     mapping: MappingFile = None,
     vllm: Annotated[
         Path | None,
@@ -144,7 +153,7 @@ def decode(
     """
     from specattn.benchmarks.decode import check_vllm, compare_with_vllm, read_vllm, run_shapes
     from specattn.benchmarks.kernels import check_gpu
-    from specattn.benchmarks.setting import check_fast
+    from specattn.benchmarks.setting import check_cycles, check_fast
     from specattn.benchmarks.shapes import check_shapes
     from specattn.every import AUTO
     from specattn.lossless import check_lossless
@@ -156,7 +165,12 @@ def decode(
     names = shape or ["llama31"]
     check_shapes(names)
     selection = parse_method(method, **parse_options(options or []))
-    check_lossless(selection, lossless, every)
+    ahead = selection if lossless_method is None else parse_method(lossless_method)
+    check_lossless(ahead, lossless, every)
+    if lossless_method is not None and not lossless:
+        raise UsageError("--lossless-method has no effect without --lossless; add it, or leave this out")
+    if lossless:
+        check_cycles((), ahead)
     plan = _plan(
         contexts=sorted(set(context or [2048, 8192, 32768])),
         batches=sorted(set(batch or [1, 4, 16])),
@@ -166,6 +180,7 @@ def decode(
         acceptance=acceptance,
         resident=resident,
         lossless=(AUTO if every is None else every) if lossless else None,
+        lossless_method=ahead,
     )
     peers = read_vllm(vllm)
     check_vllm(peers, names, plan)
