@@ -288,6 +288,19 @@ def test_lossless_cycles_of_a_pair_that_exists(
     assert report.ratios["real_96_b3_lossless_vs_speculation"] == pytest.approx(speed_up)
 
 
+def test_a_dense_pass_that_verifies_nothing_fails_the_gate(
+    pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycles, "CYCLES", 3)
+    monkeypatch.setattr("specattn.fast.cycle.winners", lambda logits, *_: logits.argmin(-1))
+    models, mapping = pair
+    plan = Plan([96], [2], METHOD, gamma=2, lossless=4)
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    assert [check.name for check in report.failures] == [
+        "real, lossless cycles, batch 2, context 96: what is delivered"
+    ]
+
+
 def test_lossless_cycles_without_the_draft(
     pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,9 @@ from time import perf_counter
 
 import torch
 
-from specattn.attention import attached
+from specattn.attention import DenseAttend, attached
 from specattn.benchmarks.continuation import Starts
+from specattn.benchmarks.decode_gate import BOUND, shortfalls
 from specattn.benchmarks.setting import Setting
 from specattn.breakeven import BreakEven, Size
 from specattn.byte_model import ByteModel, Footprint
@@ -44,6 +45,7 @@ class Cycles:
         acceptance: of the draft's tokens, if there are any.
         read, full, draft_read: bytes of keys and values of a cycle, all requests: read by the target, by one that reads
             all of them in as many passes, and by the draft.
+        amiss: share of the delivered tokens that fall short of a dense PyTorch pass's best by more than rounding does.
     """
 
     ms: float
@@ -57,6 +59,7 @@ class Cycles:
     read: float
     full: float
     draft_read: float
+    amiss: float
 
 
 def room(every: int | str, gamma: int) -> int:
@@ -77,7 +80,7 @@ def continue_losslessly(setting: Setting, starts: Starts, method: Method, every:
     bytes_read = [
         sum(row[column] for row in decoding.reads) - sum(row[column] for row in before) for column in range(3)
     ]
-    return _summary(decoding.plan.gamma, landed, walls, bytes_read)
+    return _summary(decoding.plan.gamma, landed, walls, bytes_read, decoding.amiss(starts))
 
 
 class _Decoding:
@@ -103,6 +106,7 @@ class _Decoding:
         self._cycles.enter(Batch(self._slots, self._lengths, recent, rounds, self._sampling))
         for slot in self._slots:
             self._ledger.open(slot)
+        self._target, self._texts = target, [[start.recent[1]] for start in starts.requests]
         meters = [target.meter.read, target.meter.full]
         meters.append(draft.runner.meter.read if draft else torch.zeros_like(meters[0]))
         self.reads: Sequence[Sequence[float]] = torch.stack(meters, 1)[: setting.batch].tolist()
@@ -114,10 +118,24 @@ class _Decoding:
         landed = launch(self._slots, self.plan.gamma, self._sampling, every=every, rounds=rounds)()
         landed.enter(self._ledger, self._slots, self.plan, size, self.reads)
         self.reads = landed.reads
-        self._lengths = [
-            length + len(tokens) for length, tokens in zip(self._lengths, landed.delivered, strict=True)
-        ]
+        for slot, tokens in enumerate(landed.delivered):
+            self._lengths[slot] += len(tokens)
+            self._texts[slot] += tokens
         return landed
+
+    def amiss(self, starts: Starts) -> float:
+        """What dense passes over everything that was delivered say of it."""
+        target, amiss = self._target, 0
+        bound = BOUND[target.model.dtype]
+        with attached(target.model):
+            for slot, (start, text) in enumerate(zip(starts.requests, self._texts, strict=True)):
+                tokens = torch.tensor([text], device=target.device)
+                step = target.step([slot], [start.length], len(text) - 1, DenseAttend(), metered=False)
+                logits = target.forward(step, tokens[:, :-1], len(text) - 1)
+                amiss += int(
+                    (shortfalls(logits[..., : self._cycles.vocab_size], tokens[:, 1:]) > bound).sum()
+                )
+        return amiss / sum(len(text) - 1 for text in self._texts)
 
 
 def _score(speculator: Speculator, scores: TargetScores, starts: Starts) -> None:
@@ -131,7 +149,11 @@ def _score(speculator: Speculator, scores: TargetScores, starts: Starts) -> None
 
 
 def _summary(
-    gamma: int, landed: Sequence[CycleLanded], walls: Sequence[float], bytes_read: Sequence[float]
+    gamma: int,
+    landed: Sequence[CycleLanded],
+    walls: Sequence[float],
+    bytes_read: Sequence[float],
+    amiss: float,
 ) -> Cycles:
     cycles, requests = len(landed), len(landed[0].rounds)
     each = cycles * requests
@@ -151,4 +173,5 @@ def _summary(
         read=read,
         full=full,
         draft_read=draft_read,
+        amiss=amiss,
     )
