@@ -33,7 +33,7 @@ RATED = (32768, 16)
 
 
 AMISS = 1e-2
-"""Share of lossless tokens that may fall short: over 28 layers in a short dtype a few differ by more than usual."""
+"""Share of lossless tokens that may fall short: over many layers in a short dtype a few differ by more than usual."""
 
 
 @dataclass(frozen=True)

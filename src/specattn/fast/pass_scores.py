@@ -29,7 +29,7 @@ class PassScores:
         self._request = torch.arange(batch, device=device)[:, None]
         # No head is exported; the kernel wants a place for them all the same.
         self._places = torch.full((geometry.query_heads,), -1, dtype=torch.int32, device=device)
-        self._exported = torch.zeros(batch, 1, scores.probabilities.shape[-1], device=device)
+        self._exported = scores.probabilities.new_zeros(batch, 1, scores.probabilities.shape[-1])
         self._queries: list[Tensor] = []
         self._lse: list[Tensor] = []
 
