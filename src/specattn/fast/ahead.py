@@ -56,5 +56,5 @@ class RunAhead:
 
     def clear(self, slots: Tensor) -> None:
         """Their next cycle begins."""
-        self.counts[slots] = 0
-        self.rounds[slots] = 0
+        self.counts.index_fill_(0, slots, 0)
+        self.rounds.index_fill_(0, slots, 0)
