@@ -68,13 +68,15 @@ def test_what_is_asked_for(bench: SimpleNamespace) -> None:
 def test_a_pair_that_exists(bench: SimpleNamespace, tiny: SimpleNamespace) -> None:
     bench.report.check("rounds", 0.0, 1e-2)
     models = [option for option in tiny.models if option not in ("--device", "cpu")]
-    sizes = ["--context", 96, "--batch", 2, "--repeats", 5]
+    sizes = ["--context", 96, "--batch", 2, "--repeats", 5, "--lossless", "--lossless-every", 4]
+    sizes += ["--lossless-method", "self:p=0.8"]
     result = run("bench", "decode", *models, "--mapping", tiny.mapping, "--text", tiny.text, *sizes)
     assert result.exit_code == 0, result.stderr
     pair, mapping, texts, plan, timer, _ = bench.asked
     assert pair.target.config.num_hidden_layers == 3 and mapping.global_heads.numel() == 3
     assert [len(text.tokens) for text in texts] == [97]
     assert (plan.contexts, plan.batches, timer.repeats) == ([96], [2], 5)
+    assert (plan.lossless, plan.lossless_method.spec()) == (4, "self:p=0.8")
 
 
 def test_no_timings_after_a_check_that_failed(bench: SimpleNamespace, tmp_path: Path) -> None:
