@@ -6,11 +6,15 @@ import pytest
 import torch
 from test_fast import make
 from test_fast_engine import PROMPT, RAGGED, SAMPLED, figures, serve
+from tiny import tiny_mapping
 
+from specattn.engine import Engine
 from specattn.errors import UsageError
+from specattn.kernels.quantised_keys import encode
 from specattn.request import Request
 from specattn.sampling import SamplingParams
 from specattn.selection.registry import parse_method
+from specattn.stores.quantised_keys import QuantisedKeys
 
 LONG = torch.randint(3, 90, (90,), generator=torch.Generator().manual_seed(4)).tolist()
 
@@ -27,6 +31,53 @@ def test_lists_of_all_that_counts_are_a_dense_draft(sampling):
     sparse = serve(pair, requests, "specattn:p=0.6:draft_p=0.9999999", **options)
     assert [result.tokens for result in sparse] == [result.tokens for result in dense]
     assert [result.accepted_per_round for result in sparse] == [r.accepted_per_round for r in dense]
+
+
+@pytest.mark.parametrize("keys", ["int8", "int4"])
+def test_scores_of_quantised_keys_are_those_of_the_other_path(keys):
+    """It reads everything in each step and makes its scores from the same copy."""
+    pair, requests = make("qwen2", layers=4), ask(RAGGED, 25)
+    method = f"specattn:p=0.6:draft_p=0.9999999:draft_keys={keys}"
+    slow, fast = (serve(pair, requests, method, fast=fast, max_batch=3) for fast in (False, True))
+    assert [result.tokens for result in fast] == [result.tokens for result in slow]
+    if keys == "int4":
+        exact = serve(pair, requests, "specattn:p=0.6", fast=True, max_batch=3)
+        assert [r.kv_read_fraction for r in fast] != [r.kv_read_fraction for r in exact], "the copy was read"
+
+
+@pytest.mark.parametrize("gamma", [3, "auto"])
+def test_the_copy_follows_the_keys(gamma):
+    """After prompts, rejected tokens, reused slots and rounds of other kinds it is that of the keys, bit for bit."""
+    pair = make("qwen3", layers=4)
+    mapping = tiny_mapping(pair)
+    method = "specattn:p=0.6:draft_p=0.5:draft_keys=int4"
+    options = {"fast": True, "gamma": gamma, "mapping": mapping, "max_batch": 2, "max_tokens": 400}
+    with Engine(pair, method=method, fallback=True, **options) as engine:
+        for request in ask([LONG, *RAGGED], 20):
+            engine.submit(request)
+        while len(engine._active) < 2 or engine._waiting:
+            engine.advance()
+        engine.advance()
+        draft = engine.speculator.draft
+        assert draft is not None
+        (store,) = draft.cache.stores.values()
+        for slot in (active.slot for active in engine._active.values()):
+            # The round under way has written at least what counted before it.
+            tokens = torch.arange(draft.cache.length(slot))[None]
+            rows = draft.cache.rows(torch.tensor([slot]), tokens)[0]
+            for keys, copy in zip(draft.cache.keys, store.layers, strict=True):
+                codes, ranges = encode(keys[rows].transpose(0, 1), 4)
+                assert torch.equal(copy.codes[:, rows], codes) and torch.equal(copy.ranges[:, rows], ranges)
+
+
+def test_fewer_bits_are_fewer_bytes():
+    pair, requests = make("qwen2", layers=4), ask([LONG], 20)
+    read = [
+        serve(pair, requests, f"specattn:p=1:draft_p=0.5:draft_keys={keys}", fast=True, max_tokens=600)[0]
+        for keys in ("none", "int8", "int4")
+    ]
+    none, int8, int4 = (result.draft_read_fraction for result in read)
+    assert none > int8 > int4
 
 
 @pytest.mark.parametrize("draft_p", [0.3, 0.9])
@@ -64,9 +115,18 @@ def test_rounds_of_another_kind_in_between():
     assert len(mixed[0].tokens) == 30
 
 
-def test_the_share_is_checked():
+def test_the_options_are_checked():
     with pytest.raises(UsageError, match="draft_p=0"):
         parse_method("specattn:draft_p=0")
+    with pytest.raises(UsageError, match="draft_keys"):
+        parse_method("specattn:draft_keys=int2")
+
+
+def test_only_a_sparse_draft_has_a_copy():
+    assert parse_method("specattn").draft_stores == ()
+    assert parse_method("specattn:draft_keys=int8").draft_stores == ()
+    assert parse_method("specattn:draft_p=0.9").draft_stores == ()
+    assert parse_method("specattn:draft_p=0.9:draft_keys=int8").draft_stores == (QuantisedKeys(8),)
 
 
 @pytest.fixture

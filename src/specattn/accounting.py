@@ -71,9 +71,14 @@ class ReadMeter:
         """``nbytes`` ``[batch]`` of something else that was read."""
         self.read.index_add_(0, slots, nbytes.double())
 
-    def add_keys(self, slots: Tensor, visible: Tensor) -> None:
-        """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers."""
-        nbytes = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes / 2)
+    def add_keys(self, slots: Tensor, visible: Tensor, key_bytes: int | None = None) -> None:
+        """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers.
+
+        Args:
+            key_bytes: of one key, where a copy in fewer bytes is read.
+        """
+        key_bytes = self.geometry.row_bytes // 2 if key_bytes is None else key_bytes
+        nbytes = visible.double() * (self.geometry.kv_heads * key_bytes)
         self.read.index_add_(0, slots, nbytes * self.geometry.layers)
 
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from specattn.accounting import PrefillMeter, ReadMeter
 from specattn.cache import PagedKVCache, Segment
 from specattn.draft_attention import DraftAttention
-from specattn.kernels.dense_attention import attention_probabilities, dense_attention, weighted_values
+from specattn.kernels.dense_attention import attention_logits, dense_attention, weighted_values
 from specattn.kernels.sparse_attention import sparse_attention, trim
 from specattn.prefill.base import PrefillCall, PrefillMethod
 from specattn.selection.base import LayerState, Method, RoundState, Selection
 from specattn.stores.base import SideStore, StoreSpec
+from specattn.stores.quantised_keys import quantised_keys_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +85,12 @@ class Step:
         first = 0 if window is None else max(0, start - window + 1)
         stop = start + self.row_count(request)
         return self.cache.segments(layer, self.host_slots[request], first, stop), first
+
+    def pool_rows_from(self, request: int, first: int) -> Tensor:
+        """The pool rows of what ``request`` can see from the position ``first`` on."""
+        stop = self.starts[request] + self.row_count(request)
+        tokens = torch.arange(first, stop, device=self.slots.device)
+        return self.cache.rows(self.slots[request, None], tokens[None])[0]
 
 
 _current: ContextVar[Step] = ContextVar("specattn_step")
@@ -185,7 +192,10 @@ class PrefillAttend(DenseAttend):
 
 
 class ExportAttend(DenseAttend):
-    """Dense, and the last ``rows`` rows of each request are kept in ``export`` from row ``first_row`` on."""
+    """Dense, and the last ``rows`` rows of each request are kept in ``export`` from row ``first_row`` on.
+
+    Where the cache has quantised keys, what is kept is made from them, as :mod:`specattn.fast.sparse_draft` does.
+    """
 
     def __init__(self, export: DraftAttention, first_row: int, rows: int) -> None:
         self.export, self.first_row, self.rows = export, first_row, rows
@@ -195,10 +205,14 @@ class ExportAttend(DenseAttend):
             return super().attend_request(step, call, request)
         segments, first = step.segments(call.layer, request, call.window)
         query = call.query[request]
-        probabilities = attention_probabilities(
-            query, segments, step.starts[request], first, call.scaling, call.window
-        )
-        self.export.record(call.layer, request, self.first_row, first, probabilities[:, -self.rows :])
+        where = (step.starts[request], first, call.scaling, call.window)
+        logits = attention_logits(query, segments, *where)
+        probabilities = exported = logits.softmax(-1)
+        if copy := quantised_keys_of(step.cache):
+            keys = copy.layers[call.layer].dequantise(step.pool_rows_from(request, first))
+            scores = attention_logits(query, [(keys, keys)], *where)
+            exported = (scores - logits.logsumexp(-1, keepdim=True)).exp().clamp(max=1)
+        self.export.record(call.layer, request, self.first_row, first, exported[:, -self.rows :])
         return weighted_values(probabilities, segments).to(query.dtype)
 
 

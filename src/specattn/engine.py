@@ -131,7 +131,9 @@ class Engine:
             "max_length": max_tokens + self._slack,
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
-        draft = ModelRunner(pair.draft, **size) if pair.draft is not None else None
+        draft = None
+        if pair.draft is not None:
+            draft = ModelRunner(pair.draft, stores=self.method.draft_stores, **size)
         self.audit = Audit(audit, self.method.promised_error, pair.device) if audit else None
         slow = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
         self.speculator: Speculator | LosslessSpeculator

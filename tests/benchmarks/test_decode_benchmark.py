@@ -74,11 +74,12 @@ def test_rows_of_random_weights(tiny: None) -> None:
 
 
 def test_a_sparse_draft(tiny: None) -> None:
-    """It reads the same share of the context in each step, and each key once."""
-    dense, sparse = run(replace(PLAN, method=replace(METHOD, draft_p=0.9), contexts=[1024])).rows[-2:]
+    """It reads the same share of the context in each step, and a byte a channel of each key once."""
+    method = replace(METHOD, draft_p=0.9, draft_keys="int8")
+    dense, sparse = run(replace(PLAN, method=method, contexts=[1024])).rows[-2:]
     assert sparse["density"] == pytest.approx(0.25, abs=1e-3)
     token = 2 * 1 * 2 * 16 * 2
-    whole, keys = 3 * (3 * 1024 + 1 + 2 + 3) * token, 3 * (1024 + 3) * token / 2
+    whole, keys = 3 * (3 * 1024 + 1 + 2 + 3) * token, 3 * (1024 + 3) * 2 * (16 + 4)
     lists = 3 * (3 * round(0.25 * (1024 + 3)) - 2 - 1) * token  # without the tokens of later steps
     target = 3 * (1024 + 4) * 4 * 2 * 2 * 16 * 2
     saved = target * (1 - sparse["kv_read_fraction"]) + whole - keys - lists

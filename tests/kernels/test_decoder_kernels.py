@@ -7,6 +7,7 @@ import torch
 
 from specattn.kernels import add_norm, gated, rope_append
 from specattn.kernels.check import error_ratio
+from specattn.kernels.quantised_keys import QuantisedKeys, encode
 
 add_norm_triton = pytest.importorskip("specattn.kernels.add_norm_triton")
 gated_triton = pytest.importorskip("specattn.kernels.gated_triton")
@@ -48,8 +49,8 @@ def test_gated(dtype, bound, rows, width):
 
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("query_heads,kv_heads,head_dim", [(3, 1, 16), (6, 2, 64), (4, 4, 128)])
-@pytest.mark.parametrize("has_norms", [False, True])
-def test_rope_append(dtype, bound, query_heads, kv_heads, head_dim, has_norms):
+@pytest.mark.parametrize("has_norms,bits", [(False, 0), (True, 0), (False, 4), (True, 8)])
+def test_rope_append(dtype, bound, query_heads, kv_heads, head_dim, has_norms, bits):
     tokens, length, pool = 5, 40, 64
     qkv = randn(tokens, (query_heads + 2 * kv_heads) * head_dim, dtype=dtype)
     cosine, sine = randn(length, head_dim, seed=1).cos(), randn(length, head_dim, seed=1).sin()
@@ -63,7 +64,11 @@ def test_rope_append(dtype, bound, query_heads, kv_heads, head_dim, has_norms):
         keys, values = (
             torch.full((pool, kv_heads, head_dim), torch.nan, device=DEVICE, dtype=dtype) for _ in range(2)
         )
-        query = operation(qkv, cosine, sine, positions, rows, keys, values, norms)
+        copy = QuantisedKeys.empty(keys, bits) if bits else None
+        query = operation(qkv, cosine, sine, positions, rows, keys, values, norms, copy)
+        if copy is not None:
+            codes, ranges = encode(keys[rows].transpose(0, 1), bits)
+            assert torch.equal(copy.codes[:, rows], codes) and torch.equal(copy.ranges[:, rows], ranges)
         untouched = torch.ones(pool, dtype=torch.bool, device=DEVICE).index_fill(0, rows, False)
         assert keys[untouched].isnan().all() and values[untouched].isnan().all()
         outputs.append((query, keys[rows], values[rows]))

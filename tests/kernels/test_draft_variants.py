@@ -15,6 +15,7 @@ from specattn.kernels.head_mixture import head_mixture
 from specattn.kernels.page_bounds import PageBounds, update_page_bounds
 from specattn.kernels.page_scores import page_scores
 from specattn.kernels.quantised_keys import QuantisedKeys, quantise_keys
+from specattn.kernels.quantised_round_scores import quantised_round_scores
 from specattn.kernels.quantised_scores import quantised_scores
 from specattn.kernels.round_scores import round_scores
 from specattn.kernels.value_attention import value_attention
@@ -25,6 +26,7 @@ MODULES = {
     "page_bounds_kernel": "page_bounds_triton",
     "page_scores_kernel": "page_scores_triton",
     "quantise_keys_kernel": "quantised_keys_triton",
+    "quantised_round_scores_kernel": "quantised_round_scores_triton",
     "quantised_scores_kernel": "quantised_scores_triton",
     "round_scores_kernel": "round_scores_triton",
     "value_attention_kernel": "value_attention_triton",
@@ -44,11 +46,16 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Launched]:
             self.name = name
 
         def __getitem__(self, grid: object) -> Callable[..., None]:
-            return lambda *arguments, **options: found.add(entry(self.name, DEFAULTS | options))
+            return lambda *arguments, **options: found.add(entry(self.name, DEFAULTS | on_a_gpu(options)))
 
     for name, module in MODULES.items():
         monkeypatch.setattr(importlib.import_module(f"specattn.kernels.{module}"), name, Recorder(name))
     return found
+
+
+def on_a_gpu(options: dict[str, object]) -> dict[str, object]:
+    """What is launched there, where there is none."""
+    return options | ({"PTX": True} if "PTX" in options else {})
 
 
 def entry(name: str, options: dict[str, object]) -> Launched:
@@ -101,6 +108,11 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
     own = torch.zeros(len(case.batch.block_table), kv_heads, length, device=DEVICE)
     heads = torch.zeros(1, query_heads, length, device=DEVICE)
     round_scores(case.query, case.keys, case.batch, lse, places, 0.1, heads_out=heads, own_out=own)
+    one_layer = case.query.transpose(0, 1)[:, None], lse.transpose(0, 1)[:, None]
+    for bits in (4, 8):
+        copy = QuantisedKeys.empty(case.keys, bits)
+        out = {"heads_out": heads, "own_out": own}
+        quantised_round_scores(one_layer[0], copy, case.batch, one_layer[1], places[None], 0.1, **out)
     bounds = PageBounds.empty(case.keys, 16)
     update_page_bounds(case.keys, bounds, case.batch, 1)
     entries = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)

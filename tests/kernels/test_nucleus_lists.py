@@ -237,6 +237,18 @@ def test_leading_dimensions_and_a_p_for_some_of_them():
     assert_nucleus(run(nucleus_lists, scores, p, [130, 77]), scores, p, [130, 77])
 
 
+def test_entries_of_a_larger_buffer():
+    """Lists of some entries in any order, one of them twice, as of a copy of them; the rest is not read."""
+    scores, entries = attention(5, 2, 3, 300, seed=6), torch.tensor([4, 0, 2, 4])
+    chosen, lengths = scores[entries], [300, 20, 0, 150]
+    scores[[1, 3]] = NAN
+    out = poisoned(chosen.to(DEVICE), 300)
+    at = {"lengths": torch.tensor(lengths, device=DEVICE), "entries": entries.to(DEVICE)}
+    nucleus_lists(scores.to(DEVICE), 0.8, capacity=300, sink=2, recent=5, out=out, blocks=PARTS, **at)
+    wanted = run(nucleus_lists, chosen, 0.8, lengths, sink=2, recent=5)
+    assert torch.equal(out.indices.cpu(), wanted.indices) and torch.equal(out.counts.cpu(), wanted.counts)
+
+
 def test_lists_lie_beside_each_other_untouched():
     scores = attention(2, 3, 300, seed=6).to(DEVICE)
     buffer = torch.full((8, 40), POISON, dtype=torch.int32, device=DEVICE)

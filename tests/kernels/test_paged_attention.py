@@ -9,11 +9,11 @@ import torch
 from paged_case import NAN, SCALING, PagedCase, paged_case
 
 from specattn.errors import UsageError
-from specattn.kernels import paged_attention
+from specattn.kernels import paged_attention, tiling
 from specattn.kernels.check import error_ratio
-from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention, workspace_size
+from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
 from specattn.kernels.paged_reference import dense_paged_attention_reference
-from specattn.kernels.tiling import Tiling
+from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
 
 CUDA = torch.cuda.is_available()
@@ -115,7 +115,14 @@ def test_other_pages(page_size):
     assert close(dense(full), full.expected())
 
 
-@pytest.mark.parametrize("tiling", [Tiling(tokens=32, rows=64), Tiling(tokens=128, warps=8, stages=2)])
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        Tiling(tokens=32, rows=64),
+        Tiling(tokens=128, warps=8, stages=2, lookup=64),
+        Tiling(tokens=16, lookup=32),
+    ],
+)
 def test_other_tiles(tiling):
     case = make(LENGTHS, rows=5, weighted=True)
     assert close(sparse(case, tiling=tiling), case.expected())
@@ -128,7 +135,7 @@ def test_two_blocks_of_query_rows_divided_among_programs():
 
 def test_more_lists_and_parts_than_are_taken_at_once(monkeypatch):
     monkeypatch.setattr(paged_attention, "UNITS_AT_ONCE", 4)
-    monkeypatch.setattr(paged_attention, "PARTS_AT_ONCE", 2)
+    monkeypatch.setattr(tiling, "MOST_PARTS", 2)
     case = make([20, 90, 5, 40, 130], rows=1, query_heads=2, kv_heads=2, head_dim=16)
     assert close(sparse(case, tiling=Tiling(tokens=16, programs=17)), case.expected())
 
@@ -196,20 +203,39 @@ def test_makes_its_own_output():
     assert close(sparse(case, out=None), case.expected())
 
 
-def test_a_workspace_is_reused_whatever_it_holds():
+def allocated(case: PagedCase, tiling: Tiling) -> Workspace:
+    """Poisoned but for the counts, which a workspace promises to hold at 0."""
+    batch, rows, query_heads, head_dim = case.query.shape
+    workspace = Workspace.allocate(
+        batch=batch,
+        rows=rows,
+        query_heads=query_heads,
+        kv_heads=case.keys.shape[1],
+        head_dim=head_dim,
+        dtype=case.query.dtype,
+        device=case.query.device,
+        tiling=tiling,
+    )
+    workspace.parts.fill_(NAN)
+    return workspace
+
+
+def test_a_workspace_is_reused_whatever_its_parts_hold():
     tiling = Tiling(tokens=16, programs=6)
     large, small = make(LENGTHS, seed=1), make([99], seed=2)
-    _, rows, query_heads, head_dim = large.query.shape
-    size = workspace_size(
-        3, rows, query_heads, 1, head_dim, dtype=DTYPE, device=large.query.device, tiling=tiling
-    )
-    workspace = torch.full((size,), NAN, device=large.query.device)
+    workspace = allocated(large, tiling)
     for case in (large, small, large):
         assert close(sparse(case, workspace=workspace, tiling=tiling), case.expected())
-    with pytest.raises(UsageError, match=f"{size - 1} .* too small .* {size}"):
-        sparse(large, workspace=workspace[1:], tiling=tiling)
-    with pytest.raises(UsageError, match="float32 are needed"):
-        sparse(large, workspace=workspace.double(), tiling=tiling)
+        assert (workspace.arrivals == 0).all()
+
+
+@pytest.mark.parametrize("part", ["parts", "arrivals"])
+def test_a_workspace_for_less_is_refused(part):
+    case, tiling = make(LENGTHS), Tiling(tokens=16, programs=6)
+    workspace = allocated(case, tiling)
+    workspace = replace(workspace, **{part: getattr(workspace, part)[1:]})
+    with pytest.raises(UsageError, match=r"too small: \d+ for 3 are needed"):
+        sparse(case, workspace=workspace, tiling=tiling)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ for variant in variants(shared):
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = compiled.asm["ptx"]
     print(json.dumps({
-        "kernel": variant.kernel.__name__,
         "constants": variant.constants,
         "warps": variant.warps,
         "shared": compiled.metadata.shared,
@@ -52,9 +51,8 @@ def test_defaults_fit_and_fetch_ahead(arch, kilobytes):
     )
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    attention = [variant for variant in found if variant["kernel"] == "attention_kernel"]
-    assert len(attention) == 7 and len(found) == 11
-    for variant in attention:
+    assert len(found) == 7
+    for variant in found:
         programs = 2 if variant["warps"] == 4 else 1
         assert programs * (variant["shared"] + 1024) <= shared, variant
         # Keys and values of at least two tiles before the loop and of one in it, 16 bytes a thread at a time.

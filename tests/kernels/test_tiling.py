@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specattn.kernels.tiling import Tiling, default_tiling, partition
+from specattn.kernels.tiling import Tiling, Workspace, default_tiling, partition
 
 KILOBYTE = 1024
 H200, A100, RTX_4090 = 228 * KILOBYTE, 164 * KILOBYTE, 100 * KILOBYTE
@@ -40,8 +40,9 @@ def test_a_tiling_is_taken_as_it_is():
 
 
 def test_a_larger_batch_needs_a_larger_workspace():
-    sizes = [cut(5, 4, 128, batch=batch).workspace_size for batch in (1, 2, 16)]
-    assert sizes == sorted(set(sizes))
+    workspaces = [Workspace.of(cut(5, 4, 128, batch=batch), CPU) for batch in (1, 2, 16)]
+    for sizes in ([w.parts.numel() for w in workspaces], [w.arrivals.numel() for w in workspaces]):
+        assert sizes == sorted(set(sizes))
 
 
 @pytest.mark.parametrize("shared", [H200, A100, RTX_4090])

@@ -60,7 +60,9 @@ def imposed_nucleus(
     for request in scores:  # one after the other: what making them takes is as large as they are
         request[:, :visible] = concentrated(lists[1], visible, count, p, sink, recent, device)
 
-    def imposed(_: Tensor, p: float, lengths: Tensor, **options: Any) -> Selection:
+    def imposed(
+        _: Tensor, p: float, lengths: Tensor, entries: Tensor | None = None, **options: Any
+    ) -> Selection:
         return nucleus_lists(scores, p, lengths, **options)
 
     return imposed

@@ -24,6 +24,7 @@ from specattn.sampling import SamplingParams, SamplingState
 from specattn.selection.base import Method
 from specattn.selection.dense import Dense
 from specattn.selection.specattn import SpecAttn
+from specattn.stores.quantised_keys import quantised_keys_of
 
 MODES = ("plain", "dense", "sparse")
 """Without a draft; with one, all tokens verified against everything; with one that says what is read."""
@@ -122,7 +123,8 @@ class Setting:
         own, length = min(resident or batch, batch), context + room
         self.resident = own
         runners = [
-            ModelRunner(model, tokens=own * length, slots=batch, max_length=length) for model in pair.models
+            ModelRunner(model, tokens=own * length, slots=batch, max_length=length, stores=stores)
+            for model, stores in zip(pair.models, ((), pair.method.draft_stores), strict=True)
         ]
         for runner in runners:
             for slot in range(own):
@@ -143,6 +145,8 @@ class Setting:
         for runner in self.runners:
             for pool in (*runner.cache.keys, *runner.cache.values):
                 pool.normal_()
+            if copy := quantised_keys_of(runner.cache):
+                copy.follow()
 
     def round(self, mode: str, density: float | None = None) -> FastRound:
         """A round of all requests in one of :data:`MODES`, behind ``context`` tokens each.

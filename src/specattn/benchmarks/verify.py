@@ -19,9 +19,9 @@ from specattn.benchmarks.timing import graph_us
 from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
-from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention, workspace_size
+from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
 from specattn.kernels.sparse_attention import sparse_attention, trim
-from specattn.kernels.tiling import Tiling
+from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
 
 if TYPE_CHECKING:
@@ -216,10 +216,17 @@ class Bench:
         return self.cache.keys[0], self.cache.values[0], self.cache.block_table, work.slots
 
     def _options(self, work: Work, tiling: Tiling | None) -> dict[str, Any]:
-        device = self.cache.device
-        shape = (*work.query.shape[:3], HEADS.kv_heads, HEADS.head_dim)
-        size = workspace_size(*shape, dtype=HEADS.dtype, device=device, tiling=tiling)
-        workspace = torch.empty(size, device=device)
+        batch, rows = work.query.shape[:2]
+        workspace = Workspace.allocate(
+            batch=batch,
+            rows=rows,
+            query_heads=HEADS.query_heads,
+            kv_heads=HEADS.kv_heads,
+            head_dim=HEADS.head_dim,
+            dtype=HEADS.dtype,
+            device=self.cache.device,
+            tiling=tiling,
+        )
         return {"out": torch.empty_like(work.query), "workspace": workspace, "tiling": tiling}
 
     def _check(self, what: str, launch: Launch, work: Work) -> None:

@@ -104,6 +104,7 @@ class DensePass:
         self.target, self.requests, self.ahead, self.scores = target, requests, ahead, scores
         self.rows, self.sampling = rows, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
+        self.workspace = target.workspace(batch, rows)
 
     def run(self) -> Tensor:
         """The pass, and its report: how many tokens stand, then what is delivered, one entry more than the latter."""
@@ -134,7 +135,8 @@ class DensePass:
         def attend(layer: int, query: Tensor) -> Tensor:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             lse = None if self.scores is None else self.scores.of(layer, query)
-            return attention(*pool, ends.int(), positions, self.target.scaling, cache.page_size, lse=lse)
+            where = (positions, self.target.scaling, cache.page_size)
+            return attention(*pool, ends.int(), *where, lse=lse, workspace=self.workspace)
 
         return self.target.logits(tokens, slots, positions, attend, self.rows)
 

@@ -6,6 +6,7 @@ tensors take the place of their parts in the modules, which go on working.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from specattn.fast.operations import Operations, operations_for
 from specattn.kernels.device import LEAST_CAPABILITY
+from specattn.kernels.quantised_keys import QuantisedKeys
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoders of RMS norms, rotary embeddings over whole heads and gated products, one after the other."""
@@ -69,6 +71,8 @@ def lacks_kernels(model: PreTrainedModel) -> str | None:
     device = model.device
     if device.type != "cuda":
         return None
+    if importlib.util.find_spec("triton") is None:
+        return "triton, which compiles the kernels, is not installed"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         have, need = ("{}.{}".format(*version) for version in (capability, LEAST_CAPABILITY))
@@ -120,6 +124,7 @@ class FastDecoder:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         attend: AttendLayer,
+        copies: Sequence[QuantisedKeys] | None = None,
     ) -> Tensor:
         """Hidden states ``[batch, rows, hidden]`` of ``tokens`` ``[batch, rows]``, normalised for the output head.
 
@@ -128,6 +133,7 @@ class FastDecoder:
             rows: int64 ``[batch, rows]``, pool rows of the new tokens.
             keys, values: the pool, a tensor a layer.
             attend: called in each layer after its keys and values are in the pool.
+            copies: quantised keys of each layer that follow the pool, if there are any.
         """
         shape, operations = tokens.shape, self.operations
         positions, rows = positions.flatten(), rows.flatten()
@@ -136,7 +142,15 @@ class FastDecoder:
             normed, stream = operations.add_norm(change, stream, layer.input_norm, self.eps)
             qkv = linear(normed, layer.qkv, layer.qkv_bias)
             query = operations.rope_append(
-                qkv, self.cosine, self.sine, positions, rows, keys[number], values[number], layer.head_norms
+                qkv,
+                self.cosine,
+                self.sine,
+                positions,
+                rows,
+                keys[number],
+                values[number],
+                layer.head_norms,
+                None if copies is None else copies[number],
             )
             attended = attend(number, query.view(*shape, -1, self.head_dim))
             change = linear(attended.reshape(shape.numel(), -1), layer.out, layer.out_bias)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from specattn.fast.decoder import AttendLayer, FastDecoder
 from specattn.fast.operations import Operations
+from specattn.kernels.tiling import Workspace
 from specattn.runner import ModelRunner
+from specattn.stores.quantised_keys import QuantisedKeysStore, quantised_keys_of
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,31 @@ class FastModel:
         """Factor of the attention logits."""
         return self.decoder.head_dim**-0.5
 
+    @property
+    def quantised_keys(self) -> QuantisedKeysStore | None:
+        """The quantised keys beside the cache, if it has them; every pass keeps them up to date."""
+        return quantised_keys_of(self.runner.cache)
+
+    def workspace(self, batch: int, rows: int) -> Workspace:
+        """For attention over lists, or all tokens, of at most ``batch`` requests and ``rows`` rows of each."""
+        geometry = self.runner.geometry
+        return Workspace.allocate(
+            batch=batch,
+            rows=rows,
+            query_heads=geometry.query_heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            dtype=geometry.dtype,
+            device=self.runner.device,
+        )
+
     def logits(
         self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer, keep: int
     ) -> Tensor:
         """Logits ``[batch, keep, vocabulary]`` of the last rows of ``tokens`` ``[batch, rows]`` at ``positions``."""
-        cache = self.runner.cache
-        hidden = self.decoder(
-            tokens, positions, cache.rows(slots, positions), cache.keys, cache.values, attend
-        )
+        cache, copy = self.runner.cache, self.quantised_keys
+        rows, copies = cache.rows(slots, positions), None if copy is None else copy.layers
+        hidden = self.decoder(tokens, positions, rows, cache.keys, cache.values, attend, copies)
         # A slice of rows would be multiplied request by request, fifteen times as slow for a large vocabulary.
         kept = hidden[:, -keep:].contiguous()
         return self.decoder.logits(kept)[..., : self.vocab_size]

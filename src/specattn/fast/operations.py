@@ -35,6 +35,7 @@ class Operations:
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
     round_scores: Callable[..., None]
+    quantised_round_scores: Callable[..., None]
     scores: torch.dtype
     probabilities: torch.dtype
     captured: bool = True
@@ -81,6 +82,7 @@ def kernels() -> Operations:
     from specattn.kernels.head_mixture import head_mixture
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
+    from specattn.kernels.quantised_round_scores import quantised_round_scores
     from specattn.kernels.rope_append_triton import rope_append
     from specattn.kernels.round_scores import round_scores
     from specattn.kernels.tail_lists import tail_lists
@@ -96,6 +98,7 @@ def kernels() -> Operations:
         sparse_paged_attention,
         dense_paged_attention,
         round_scores,
+        quantised_round_scores,
         torch.float16,
         torch.bfloat16,
     )
@@ -112,6 +115,7 @@ def references() -> Operations:
         dense_paged_attention_reference,
         sparse_paged_attention_reference,
     )
+    from specattn.kernels.quantised_round_scores import quantised_round_scores_reference
     from specattn.kernels.rope_append import rope_append
     from specattn.kernels.round_scores import round_scores_reference
     from specattn.kernels.tail_lists_reference import tail_lists_reference
@@ -127,6 +131,7 @@ def references() -> Operations:
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
         round_scores_reference,
+        quantised_round_scores_reference,
         torch.float32,
         torch.float32,
     )

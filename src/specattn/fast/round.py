@@ -54,6 +54,7 @@ class FastRound:
         self.requests, self.sampling = requests, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
         self.operations = target.decoder.operations
+        self.workspace = target.workspace(batch, rows=gamma + 1)
         self.scores: Scores | None = None
         self.selector: Selector | None = None
         self.drafting: DraftSteps | SparseDraftSteps | None = None
@@ -143,8 +144,9 @@ class FastRound:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             where = (positions, self.target.scaling, cache.page_size)
             if selection is None or self.method.is_dense(layer):
-                return self.operations.dense_attention(*pool, ends, *where)
-            return self.operations.sparse_attention(*pool, selection.of_layer(layer), *where)
+                return self.operations.dense_attention(*pool, ends, *where, workspace=self.workspace)
+            lists = selection.of_layer(layer)
+            return self.operations.sparse_attention(*pool, lists, *where, workspace=self.workspace)
 
         return self.target.logits(tokens, slots, positions, attend, rows)
 

@@ -36,13 +36,14 @@ class SelfLists:
     def begin(self, slots: Tensor) -> None:
         """Find what was attended to, for all rounds up to the next dense pass."""
         self.operations.nucleus_lists(
-            self.scores.probabilities[slots].flatten(1, 2),
+            self.scores.probabilities.flatten(1, 2),
             self.method.p,
             self.scores.positions[slots],
             capacity=self._lists.indices.shape[-1],
             sink=self.method.sink,
             recent=self.method.window,
             out=self._lists,
+            entries=slots,
         )
 
     def select(self, slots: Tensor, ends: Tensor) -> Selection:

@@ -2,9 +2,10 @@
 
 In a step each KV head reads the tokens that held ``draft_p`` of its attention in the round before, on average over
 that round's rows and the group's heads, and the newest tokens. What all tokens would get is worked out after the
-steps, for all rows of the round in one pass over the keys (:mod:`specattn.kernels.round_scores`). So the lists cannot
-lock themselves in: tokens that were not read are scored like the others. A round reads each key once and a list a
-step, where a dense draft reads all keys and values in each step.
+steps, for all rows of the round in one pass over the keys (:mod:`specattn.kernels.round_scores`), or over a quantised
+copy of them where the cache has one (:mod:`specattn.kernels.quantised_round_scores`). So the lists cannot lock
+themselves in: tokens that were not read are scored like the others. A round reads each key once and a list a step,
+where a dense draft reads all keys and values in each step.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class SparseDraftSteps:
     ) -> None:
         self.model, self.operations, self.memory = model, model.decoder.operations, memory
         self.p, self.gamma = p, gamma
+        self.workspace = model.workspace(batch, rows=2)
         geometry, device = model.runner.geometry, model.runner.device
         if heads is None:
             heads = torch.arange(geometry.layers * geometry.query_heads)
@@ -116,13 +118,14 @@ class SparseDraftSteps:
         """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
         self._queries, self._lse = [], []
         self.operations.nucleus_lists(
-            self.memory.scores[slots],
+            self.memory.scores,
             self.p,
             (lengths + self.gamma).int(),
             capacity=self._lists.indices.shape[-1],
             sink=SINK,
             recent=newest(self.gamma),
             out=self._lists,
+            entries=slots,
         )
 
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
@@ -144,6 +147,7 @@ class SparseDraftSteps:
                 self.model.scaling,
                 cache.page_size,
                 lse=lse,
+                workspace=self.workspace,
             )
             self._queries.append(query[:, -1])
             self._lse.append(lse[:, -1])
@@ -158,6 +162,18 @@ class SparseDraftSteps:
         seen = PagedBatch(cache.block_table, slots, (lengths + self.gamma).int(), cache.page_size)
         queries = torch.stack(self._queries).unflatten(0, (self.gamma, layers))
         sums = torch.stack(self._lse).unflatten(0, (self.gamma, layers))
+        if copy := self.model.quantised_keys:
+            self.operations.quantised_round_scores(
+                queries,
+                copy.whole,
+                seen,
+                sums,
+                self._places,
+                self.model.scaling,
+                heads_out=self.scores.heads,
+                own_out=self.memory.scores,
+            )
+            return
         own = self.memory.scores.unflatten(1, (layers, -1))
         for layer in range(layers):
             self.operations.round_scores(
@@ -173,10 +189,10 @@ class SparseDraftSteps:
 
     def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
         """Account for what a round of ``steps`` reads: its lists in each step, and each key once."""
-        meter = self.model.runner.meter
+        meter, copy = self.model.runner.meter, self.model.quantised_keys
         for row in range(steps):
             meter.add_round(slots, lengths + 1 + row, 0, self._of_layers(without=steps - 1 - row))
-        meter.add_keys(slots, lengths + steps)
+        meter.add_keys(slots, lengths + steps, None if copy is None else copy.entry_bytes)
 
     def _of_layers(self, without: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` but for their last entries."""

@@ -17,9 +17,11 @@ def variants() -> Iterator[Variant]:
         add_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"eps": "fp32", "hidden": "i32"}, 8
     )
     yield _variant(gated_kernel, {"BLOCK": 1024}, {"width": "i32"}, 4)
-    for normed in (False, True):
-        heads = {"QUERY_HEADS": 32, "KV_HEADS": 8, "HALF": 64, "NORMED": normed}
-        types = {"eps": "fp32", "cosine": "*fp32", "sine": "*fp32", "positions": "*i64", "rows": "*i64"}
+    types = {"eps": "fp32", "cosine": "*fp32", "sine": "*fp32", "positions": "*i64", "rows": "*i64"}
+    types |= {"codes": "*i8", "ranges": "*fp16", "pool_rows": "i32"}
+    for normed, bits in ((False, 0), (True, 0), (False, 4), (False, 8)):
+        heads: dict[str, Any] = {"QUERY_HEADS": 32, "KV_HEADS": 8, "HALF": 64, "NORMED": normed, "BITS": bits}
+        heads |= {} if bits else {"codes": None, "ranges": None}
         yield _variant(rope_append_kernel, heads, types, 1)
 
 

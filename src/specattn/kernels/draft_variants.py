@@ -14,6 +14,8 @@ from specattn.kernels.page_bounds_triton import page_bounds_kernel
 from specattn.kernels.page_scores import BLOCK as SCORED_PAGES
 from specattn.kernels.page_scores_triton import page_scores_kernel
 from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
+from specattn.kernels.quantised_round_scores import BEHIND, choose_tiles
+from specattn.kernels.quantised_round_scores_triton import quantised_round_scores_kernel
 from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
 from specattn.kernels.round_scores import TILE_TOKENS, TILES, round_warps
 from specattn.kernels.round_scores import blocks as round_blocks
@@ -51,6 +53,8 @@ ALIGNED = (
     "query_batch",
     "query_row",
     "query_head",
+    "query_layer",
+    "pool_size",
     "pool_row",
     "bound_page",
     "bound_head",
@@ -95,9 +99,22 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
         types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
         warps = round_warps(tile_rows * tile_group)
         yield _variant(round_scores_kernel, dtype, tiles, types, warps=warps)
+    for bits in (4, 8):
+        for rows, query_heads, kv_heads, head_dim in SHAPES:
+            yield _quantised_round(dtype, bits, rows, query_heads // kv_heads, kv_heads, head_dim)
     for heads, tokens, targets in ((64, 128, 64), (512, 16, 16), (16, 128, 16)):
         sizes = {"ROWS": 4, "BLOCK_H": heads, "BLOCK_T": targets, "BLOCK_L": tokens, "PRECISION": "tf32"}
         yield _variant(head_mixture_kernel, dtype, sizes, {"out": "*fp32"}, warps=8, stages=1)
+
+
+def _quantised_round(dtype: str, bits: int, rows: int, group: int, kv_heads: int, head_dim: int) -> Variant:
+    tile_rows, tile_group = round_blocks(rows, group)
+    tiles = choose_tiles(tile_rows * tile_group, head_dim)
+    sizes: dict[str, Any] = {"ROWS": rows, "GROUP": group, "KV_HEADS": kv_heads, "D": head_dim, "BITS": bits}
+    sizes |= {"PAGE": 16, "BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": tiles.tokens}
+    sizes |= {"TILES": tiles.count, "BEHIND": BEHIND, "STAGES": tiles.stages, "PTX": True}
+    types = {"codes": "*i16", "ranges": "*i32", "heads_out": "*bf16", "own_out": "*bf16"}
+    return _variant(quantised_round_scores_kernel, dtype, sizes, types, warps=tiles.warps)
 
 
 def _attention(dtype: str, rows: int, query_heads: int, kv_heads: int, head_dim: int) -> Iterator[Variant]:

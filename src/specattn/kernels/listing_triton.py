@@ -51,13 +51,22 @@ def write_kept(out, weight, start, threshold, below, base, room, SIZE: tl.conste
         target = out + tl.reshape(slot, [SIZE // 4])
         row, column = position_parts(start, SIZE, B)
         position = tl.reshape(row + column, [SIZE])
-        store_four(target, quarters(weight > below, SIZE), quarters(position, SIZE))
+        store_four(target, quarters(weight > below, SIZE), quarters(position, SIZE)[0])
     return end
 
 
 @triton.jit
 def store_four(target, kept, position):
-    """Store those of each lane's four positions that are kept, one behind the other."""
-    for k in tl.static_range(4):
-        tl.store(target, position[k], mask=kept[k])
-        target += kept[k].to(tl.int32)
+    """Store those of each lane's four positions, from ``position`` on, that are kept, one behind the other.
+
+    The first, then the last, then those between them: where few are kept, most lanes have one or none, and the last
+    stores are skipped by whole warps.
+    """
+    k0, k1, k2, k3 = kept
+    number = k0.to(tl.int32) + k1.to(tl.int32) + k2.to(tl.int32) + k3.to(tl.int32)
+    first = tl.where(k0, 0, tl.where(k1, 1, tl.where(k2, 2, 3)))
+    last = tl.where(k3, 3, tl.where(k2, 2, 1))
+    tl.store(target, position + first, mask=number > 0)
+    tl.store(target + (number - 1), position + last, mask=number > 1)
+    tl.store(target + 1, position + tl.where(k0 & k1, 1, 2), mask=number > 2)
+    tl.store(target + 2, position + 2, mask=number > 3)

@@ -26,7 +26,7 @@ BLOCKS = [
     Blocks(resident=1024, tile=1024, warps=4, registers=128),
     Blocks(resident=4096, tile=2048, warps=4, registers=128),
     Blocks(resident=16384, tile=4096, warps=8, registers=128),
-    Blocks(resident=LARGEST_RESIDENT, tile=4096, warps=8, registers=255),
+    Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128),
 ]
 """For rows up to a width: the first that holds all of a row."""
 LONG_BLOCKS = Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128)
@@ -43,6 +43,7 @@ def nucleus_lists(
     recent: int = 0,
     out: Selection | None = None,
     blocks: Blocks | None = None,
+    entries: Tensor | None = None,
 ) -> Selection:
     """The lists of :func:`specattn.kernels.nucleus.nucleus`, as far as they fit into ``capacity``.
 
@@ -60,6 +61,8 @@ def nucleus_lists(
         out: where the lists go: ``indices`` int32 ``[batch, ..., capacity]`` and ``counts`` int32 ``[batch, ...]``,
             contiguous. Every entry is written.
         blocks: how a program holds its row; by default what suits the length.
+        entries: int ``[batch]``, contiguous: places in the first dimension of ``scores``, which may then be longer or
+            shorter than the batch; one after the other if ``None``.
 
     Raises:
         UsageError: an argument is not as described.
@@ -67,7 +70,7 @@ def nucleus_lists(
     if not isinstance(p, Tensor) and not p > 0:
         raise UsageError(f"p = {p} is not a fraction of the mass: give a number in (0, 1]")
     limit = p.float() if isinstance(p, Tensor) else float(p)
-    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, by_mass=True)
+    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, entries, by_mass=True)
 
 
 def top_k_lists(
@@ -91,7 +94,7 @@ def top_k_lists(
     if not isinstance(k, Tensor) and k < 0:
         raise UsageError(f"k = {k} is negative: give the number of positions to keep, 0 or more")
     limit = k.int() if isinstance(k, Tensor) else k
-    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, by_mass=False)
+    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, None, by_mass=False)
 
 
 def choose_blocks(length: int) -> Blocks:
@@ -122,24 +125,28 @@ def _launch(
     recent: int,
     out: Selection | None,
     blocks: Blocks | None,
+    entries: Tensor | None,
     *,
     by_mass: bool,
 ) -> Selection:
-    check_scores(scores, lengths, capacity, sink, recent, out)
-    out = empty_lists(scores, capacity) if out is None else out
+    # What the lists are made from, without a copy: of as many entries as there are lists, whichever they are.
+    listed = scores if entries is None else scores[:1].expand(len(entries), *scores.shape[1:])
+    check_scores(listed, lengths, capacity, sink, recent, out)
+    out = empty_lists(listed, capacity) if out is None else out
     scores, lengths = widened(scores, lengths)
     blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
-    rows = scores.shape[:-1]
+    rows = listed.shape[:-1]
     if isinstance(limit, Tensor):
         limit = limit.broadcast_to(rows).contiguous()
     if rows.numel():
-        flat = scores.view(rows[0], -1, scores.shape[-1])
+        flat = scores.view(len(scores), -1, scores.shape[-1])
         select_kernel[(rows.numel(),)](
             flat,
             lengths,
             limit,
             out.indices,
             out.counts,
+            entries,
             *flat.stride()[:2],
             flat.shape[1],
             flat.shape[2],

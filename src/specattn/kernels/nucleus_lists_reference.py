@@ -18,8 +18,10 @@ def nucleus_lists_reference(
     sink: int = 0,
     recent: int = 0,
     out: Selection | None = None,
+    entries: Tensor | None = None,
 ) -> Selection:
     """The lists of the nucleus of ``scores`` ``[batch, ..., length]``; ``capacity`` must have room for all of it."""
+    scores = scores if entries is None else scores[entries]
     found = Selection.from_mask(nucleus(scores, p, lengths, sink=sink, recent=recent))
     indices = pad(found.indices, (0, max(0, capacity - scores.shape[-1])), value=-1)[..., :capacity]
     if out is None:

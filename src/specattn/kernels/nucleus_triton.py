@@ -27,7 +27,7 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import quarters, write_kept
+from specattn.kernels.listing_triton import LANES, quarters, write_kept
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
@@ -59,6 +59,7 @@ def select_kernel(
     limit,  # p or k: a number, or [batch * inner]
     indices,  # int32 [batch, inner, capacity]
     counts,  # int32 [batch, inner]
+    entries,  # [batch], places in the first dimension of scores, or None: one after the other
     batch_stride,
     row_stride,
     inner,
@@ -80,20 +81,23 @@ def select_kernel(
     length = tl.minimum(tl.maximum(tl.load(lengths + program // inner).to(tl.int32), 0), width)
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
-    own = scores + row_offset(program, inner, batch_stride, row_stride)
+    own = scores + row_offset(program, inner, batch_stride, row_stride, entries)
     row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
     weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B)
-    model = moments(weight, MASS if BY_MASS else COUNT, B)
+    if BY_MASS:
+        mass, always, model = survey(row, weight, forced, length, B)
+    else:
+        model = model_of_count(weight, B)
     if AHEAD > 0:
         follower = program + AHEAD
         if follower < tl.num_programs(0):
-            _fetch(scores + row_offset(follower, inner, batch_stride, row_stride), width, B)
+            _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
     if BY_MASS:
-        weight, low, cut = find_nucleus(row, weight, limit, forced, length, model, STEP, B)
+        weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
         end = _write(indices, row, weight, low, cut, room, B)
         if end > room:
             low, cut = _by_count(row, weight, room - first, model, STEP, B)
@@ -115,8 +119,11 @@ def select_kernel(
 
 
 @triton.jit
-def row_offset(program, inner, batch_stride, row_stride):
-    return (program // inner).to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
+def row_offset(program, inner, batch_stride, row_stride, entries=None):
+    entry = program // inner
+    if entries is not None:
+        entry = tl.load(entries + entry)
+    return entry.to(tl.int64) * batch_stride + (program % inner).to(tl.int64) * row_stride
 
 
 @triton.jit
@@ -134,26 +141,61 @@ def _fetch(scores, width, B: tl.constexpr):
 
 
 @triton.jit
-def moments(weight, KIND: tl.constexpr, B: tl.constexpr):
-    """The model of the mass, or of the positive weights' number, over the keys, from every fourth element."""
-    sample = quarters(weight, B.resident)[0]
-    key = sample.to(tl.int32, bitcast=True).to(tl.float32)
-    amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
-    whole = tl.maximum(tl.sum(amount), 1e-30)
-    center = tl.sum(amount * key) / whole
-    variance = tl.sum(amount * key * key) / whole - center * center
-    return center, LOGISTIC * tl.sqrt(tl.maximum(variance, 0.0))
-
-
-@triton.jit
-def find_nucleus(row, weight, p, forced, length, model, STEP: tl.constexpr, B: tl.constexpr):
-    """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
+def survey(row, weight, forced, length, B: tl.constexpr):
+    """Mass of the range that is searched, and of the positions that are forced; the model of the former."""
+    threads: tl.constexpr = LANES * B.warps
     parts = fold(weight, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
         parts += fold(read(row, start, MASS, B.tile, B), B.tile, B)
+    parts = tl.sum(tl.reshape(parts, [threads, ROW // LANES]), 1)
     always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
-    mass = tl.sum(parts)
+    whole, first, second = _moments(weight, MASS, B)
+    mass, whole, first, second = tl.reduce((parts, whole, first, second), 0, _add_four)
+    return mass, always, _model(whole, first, second)
+
+
+@triton.jit
+def model_of_count(weight, B: tl.constexpr):
+    """The model of the positive weights' number."""
+    whole, first, second = _moments(weight, COUNT, B)
+    whole, first, second, _ = tl.reduce((whole, first, second, whole), 0, _add_four)
+    return _model(whole, first, second)
+
+
+@triton.jit
+def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
+    """Each thread's sums of the mass, or of the positive weights' number, times powers of the keys.
+
+    Of every fourth element: that is enough for a first guess.
+    """
+    sample = quarters(weight, B.resident)[0]
+    key = sample.to(tl.int32, bitcast=True).to(tl.float32)
+    amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
+    return _by_thread(amount, B), _by_thread(amount * key, B), _by_thread(amount * key * key, B)
+
+
+@triton.jit
+def _by_thread(amounts, B: tl.constexpr):
+    return tl.sum(tl.reshape(amounts, [B.resident // (ROW * B.warps), LANES * B.warps]), 0)
+
+
+@triton.jit
+def _add_four(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def _model(whole, first, second):
+    """Which key the middle of the scale of ``gauge`` is taken for, and how many keys for its unit."""
+    whole = tl.maximum(whole, 1e-30)
+    center = first / whole
+    return center, LOGISTIC * tl.sqrt(tl.maximum(second / whole - center * center, 0.0))
+
+
+@triton.jit
+def find_nucleus(row, weight, p, mass, always, model, STEP: tl.constexpr, B: tl.constexpr):
+    """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
     total = mass + always
     low = 0
     cut = 0

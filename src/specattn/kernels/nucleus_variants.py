@@ -30,6 +30,7 @@ def variants() -> Iterator[Variant]:
 
 def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant:
     constants: dict[str, Any] = {
+        "entries": None,
         "BY_MASS": by_mass,
         "PER_ROW": False,
         "STEP": step,

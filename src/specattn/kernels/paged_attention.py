@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
-from specattn.kernels.paged_attention_triton import attention_kernel, combine_kernel
-from specattn.kernels.tiling import Partition, Tiling, partition
+from specattn.kernels.paged_attention_triton import attention_kernel
+from specattn.kernels.tiling import Partition, Tiling, Workspace, partition
 from specattn.selection.base import Selection
 
 UNITS_AT_ONCE = 256  # whose tiles are counted
-PARTS_AT_ONCE = 16  # of one list, when they are combined
 
 
 def sparse_paged_attention(
@@ -38,7 +37,7 @@ def sparse_paged_attention(
     *,
     out: Tensor | None = None,
     lse: Tensor | None = None,
-    workspace: Tensor | None = None,
+    workspace: Workspace | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """Softmax attention over selected tokens, renormalised over them.
@@ -58,8 +57,7 @@ def sparse_paged_attention(
         out: where the result goes, contiguous; made if ``None``.
         lse: where the natural logarithms of the sums go, if they are wanted: float32 ``[batch, rows, query_heads]``,
             contiguous.
-        workspace: float32, at least :func:`workspace_size` elements of any content; made if ``None``. Launches that
-            follow each other on one stream can share it.
+        workspace: allocated for at least these shapes; made, by a launch of its own, if ``None``.
         tiling: how the work is cut; by default what suits the device.
 
     Returns:
@@ -86,7 +84,7 @@ def dense_paged_attention(
     *,
     out: Tensor | None = None,
     lse: Tensor | None = None,
-    workspace: Tensor | None = None,
+    workspace: Workspace | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """Softmax attention over the first ``lengths`` (int32 ``[batch]``) tokens of each slot, up to a row's own.
@@ -97,22 +95,6 @@ def dense_paged_attention(
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(lengths[:, None].expand(-1, keys.shape[1]), block_table.shape[1] * page_size)
     return _attend(query, pool, lists, positions, scaling, out, lse, workspace, tiling)
-
-
-def workspace_size(
-    batch: int,
-    rows: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    tiling: Tiling | None = None,
-) -> int:
-    """float32 elements that launches of these shapes, and of smaller batches, need for intermediate results."""
-    cut = partition(batch, rows, query_heads, kv_heads, head_dim, dtype, torch.device(device), tiling)
-    return cut.workspace_size
 
 
 @dataclass(frozen=True)
@@ -177,7 +159,7 @@ def _attend(
     scaling: float,
     out: Tensor | None,
     lse: Tensor | None,
-    workspace: Tensor | None,
+    workspace: Workspace | None,
     tiling: Tiling | None,
 ) -> Tensor:
     """Check, make what was not given, launch."""
@@ -196,7 +178,7 @@ def _attend(
         _check_shape("lse", lse, query.shape[:3])
     cut = partition(batch, rows, query_heads, kv_heads, head_dim, query.dtype, query.device, tiling)
     if workspace is None:
-        workspace = torch.empty(cut.workspace_size, dtype=torch.float32, device=query.device)
+        workspace = Workspace.of(cut, query.device)
     _launch(cut, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)
     return out
 
@@ -215,12 +197,12 @@ def _launch(
     scaling: float,
     out: Tensor,
     lse: Tensor | None,
-    workspace: Tensor,
+    workspace: Workspace,
 ) -> None:
     _, rows, query_heads, head_dim = query.shape
     kv_heads = pool.keys.shape[1]
     group = query_heads // kv_heads
-    partials, lses, plan = cut.views(workspace)
+    partials, lses = workspace.views(cut)
     tiles = max(1, -(-lists.capacity // cut.tiling.tokens))  # of a list, at most
     attention_kernel[(min(cut.programs, cut.units * tiles),)](
         query,
@@ -236,7 +218,7 @@ def _launch(
         lse,
         partials,
         lses,
-        plan,
+        workspace.arrivals,
         scaling,
         cut.units,
         rows,
@@ -251,23 +233,9 @@ def _launch(
         BLOCK_M=cut.block_m,
         BLOCK_N=cut.tiling.tokens,
         BLOCK_D=cut.block_d,
+        LOOKUP=max(cut.tiling.lookup, cut.tiling.tokens),
         UNITS=UNITS_AT_ONCE,
+        PARTS=cut.parts_at_once,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
     )
-    if tiles > 1:  # a list of one tile is never divided
-        combine_kernel[(cut.units, min(cut.block_m, rows * group))](
-            partials,
-            lses,
-            plan,
-            out,
-            lse,
-            rows,
-            kv_heads,
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            BLOCK_M=cut.block_m,
-            BLOCK_D=cut.block_d,
-            PARTS=PARTS_AT_ONCE,
-            num_warps=2,
-        )

@@ -6,7 +6,7 @@ by ``BLOCK_M`` query rows (the round's rows times the group; mostly all of them)
 end and cut into as many equal stretches as there are programs (stream-K; Osama et al. 2023), so that lists of any
 length keep the whole GPU busy to the end. The cut follows from the counts on the device. A unit that lies in one
 stretch is finished there; of the others each program leaves a partial result, normalised, with the logarithm of its
-sum, and a second kernel combines them.
+sum, and the last of them to arrive combines all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def attention_kernel(
     lse_out,  # float32 [batch, rows, query_heads], contiguous, or None
     partials,  # float32 [programs + units, BLOCK_M, BLOCK_D]
     lses,  # float32 [programs + units, BLOCK_M]
-    plan,  # int32 [units, 2]: the first and the last program of each unit
+    arrivals,  # int32 [units], 0 between launches
     scaling,
     units,
     rows,
@@ -69,7 +69,9 @@ def attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    LOOKUP: tl.constexpr,
     UNITS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     blocks = tl.cdiv(rows * GROUP, BLOCK_M)
     total = _total_tiles(counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N, UNITS)
@@ -85,22 +87,24 @@ def attention_kernel(
         batch = unit // blocks // kv_heads
         head = unit // blocks % kv_heads
         count = tl.load(counts + batch * count_batch + head * count_head)
+        slot = tl.load(slots + batch)
         end = start + tl.maximum(tl.cdiv(count, BLOCK_N), 1)
 
         m = unit % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
         row = m // GROUP
         query_heads = head * GROUP + m % GROUP
-        live = (m < rows * GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+        live = m < rows * GROUP
+        mask = live[:, None] & (dims < HEAD_DIM)[None, :]
         at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
-        q = tl.load(query + at[:, None] + dims[None, :], mask=live, other=0.0)
-        last_seen = tl.load(positions + batch * rows + row, mask=m < rows * GROUP, other=-1).to(tl.int32)
+        q = tl.load(query + at[:, None] + dims[None, :], mask=mask, other=0.0)
+        last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
 
         part, lse = _attend(
             q,
             last_seen,
             keys + head * pool_head,
             values + head * pool_head,
-            block_table + tl.load(slots + batch) * table_slot,
+            block_table + slot * table_slot,
             indices,
             batch.to(tl.int64) * list_batch + head * list_head,
             log_weights,
@@ -114,74 +118,26 @@ def attention_kernel(
             BLOCK_M,
             BLOCK_N,
             BLOCK_D,
+            LOOKUP,
         )
-        if tile == start:
-            tl.store(plan + 2 * unit, program)
-            tl.store(plan + 2 * unit + 1, _program_of(end - 1, programs, total))
+        to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
         if (tile == start) & (end <= stop):
-            to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
-            tl.store(out + to[:, None] * HEAD_DIM + dims[None, :], part.to(out.dtype.element_ty), mask=live)
-            if lse_out is not None:
-                tl.store(lse_out + to, lse * LN_2, mask=m < rows * GROUP)
+            _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
         else:
             # Along the stretches program + unit grows with each part: no two parts share a place.
-            to = (program + unit).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-            tl.store(partials + to[:, None] * BLOCK_D + dims[None, :], part, mask=live)
-            tl.store(lses + to, lse)
+            place = (program + unit).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+            tl.store(partials + place[:, None] * BLOCK_D + dims[None, :], part, mask=mask)
+            tl.store(lses + place, lse)
+            first = _program_of(start, programs, total)
+            last = _program_of(end - 1, programs, total)
+            if _arrive(arrivals + unit, last - first):
+                part, lse = _combine(
+                    partials, lses, first + unit, last + unit, live, HEAD_DIM, BLOCK_M, BLOCK_D, PARTS
+                )
+                _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
         tile = tl.minimum(end, stop)
         start = end
         unit += 1
-
-
-@triton.jit(do_not_specialize=["rows"])
-def combine_kernel(
-    partials,
-    lses,
-    plan,
-    out,
-    lse_out,
-    rows,
-    kv_heads,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    """One query row and head of a unit: the mean of its parts, weighted by their sums."""
-    unit = tl.program_id(0)
-    first = tl.load(plan + 2 * unit)
-    last = tl.load(plan + 2 * unit + 1)
-    if first == last:
-        return
-    blocks = tl.cdiv(rows * GROUP, BLOCK_M)
-    m = unit % blocks * BLOCK_M + tl.program_id(1)
-    if m >= rows * GROUP:
-        return
-    dims = tl.arange(0, BLOCK_D)
-    high = float("-inf")
-    total = 0.0
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    for program in range(first, last + 1, PARTS):
-        part = program + tl.arange(0, PARTS)
-        at = (part + unit).to(tl.int64) * BLOCK_M + tl.program_id(1)
-        lse = tl.load(lses + at, mask=part <= last, other=float("-inf"))
-        live = (part <= last)[:, None] & (dims < HEAD_DIM)[None, :]
-        value = tl.load(partials + at[:, None] * BLOCK_D + dims[None, :], mask=live, other=0.0)
-        higher = tl.maximum(high, tl.max(lse, 0))
-        base = _finite(higher)
-        weight = tl.exp2(lse - base)
-        keep = tl.exp2(high - base)
-        acc = acc * keep + tl.sum(weight[:, None] * value, 0)
-        total = total * keep + tl.sum(weight, 0)
-        high = higher
-    batch = unit // blocks // kv_heads
-    query_head = unit // blocks % kv_heads * GROUP + m % GROUP
-    to = (batch.to(tl.int64) * rows + m // GROUP) * kv_heads * GROUP + query_head
-    result = acc / _positive(total)
-    tl.store(out + to * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
-    if lse_out is not None:
-        tl.store(lse_out + to, (high + tl.log2(_positive(total))) * LN_2)
 
 
 @triton.jit
@@ -204,6 +160,7 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    LOOKUP: tl.constexpr,
 ):
     """Entries ``start`` to ``stop`` of a list: normalised output ``[BLOCK_M, BLOCK_D]`` and base-2 log of the sums.
 
@@ -214,45 +171,134 @@ def _attend(
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # The place of a key depends on its page, and the page on the token. Within one iteration Triton would make a
-    # pipeline stage of each of these loads, at the keys' expense, so they come from the iteration before. They must be
-    # what a load returned: a value that is merely handed on from one iteration to the next turns pipelining off.
-    token = _tokens(indices, list_at, start + lanes, stop)
-    page = tl.load(pages + token // PAGE)
-    next_token = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
-    for offset in range(start, stop, BLOCK_N):
-        valid = offset + lanes < stop
-        at = (page.to(tl.int64) * PAGE + token % PAGE)[:, None] * pool_row + dims[None, :]
-        live = valid[:, None] & (dims < HEAD_DIM)[None, :]
-        k = tl.load(keys + at, mask=live, other=0.0)
-        v = tl.load(values + at, mask=live, other=0.0)
-        page = tl.load(pages + next_token // PAGE)
-        next_token = _tokens(indices, list_at, offset + 2 * BLOCK_N + lanes, stop)
-
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
-        if log_weights is not None:
-            weight = tl.load(log_weights + weights_at + offset + lanes, mask=valid, other=0.0).to(tl.float32)
-            logits += (weight * LOG2_E)[None, :]
-        visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
-        logits = tl.where(visible, logits, float("-inf"))
-        higher = tl.maximum(high, tl.max(logits, 1))
-        base = _finite(higher)
-        p = tl.exp2(logits - base[:, None])
-        keep = tl.exp2(high - base)
-        total = total * keep + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
-        high = higher
-        token = _tokens(indices, list_at, offset + BLOCK_N + lanes, stop)
+    if indices is None:
+        # Within one iteration Triton would make a pipeline stage of the page's load, at the keys' expense, so it comes
+        # from the iteration before.
+        page = tl.load(pages + tl.where(start + lanes < stop, start + lanes, 0) // PAGE)
+        for offset in range(start, stop, BLOCK_N):
+            token = offset + lanes
+            valid = token < stop
+            at = (page.to(tl.int64) * PAGE + token % PAGE)[:, None] * pool_row + dims[None, :]
+            live = valid[:, None] & (dims < HEAD_DIM)[None, :]
+            k = tl.load(keys + at, mask=live, other=0.0)
+            v = tl.load(values + at, mask=live, other=0.0)
+            page = tl.load(pages + tl.where(token + BLOCK_N < stop, token + BLOCK_N, 0) // PAGE)
+            visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
+            logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+            high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
+    else:
+        # The place of a key depends on its page, and the page on the token: where ``LOOKUP`` entries lie is found at
+        # once, and the loop over their tiles has no other loads before those of keys and values.
+        steps = tl.arange(0, LOOKUP // BLOCK_N)[:, None]
+        entries = steps * BLOCK_N + lanes[None, :]
+        tokens, places = _look_up(indices + list_at, pages, start + entries, stop, PAGE)
+        for base in range(start, stop, LOOKUP):
+            next_tokens, next_places = _look_up(indices + list_at, pages, base + LOOKUP + entries, stop, PAGE)
+            for step in range(tl.cdiv(tl.minimum(stop - base, LOOKUP), BLOCK_N)):
+                entry = base + step * BLOCK_N + lanes
+                valid = entry < stop
+                place = tl.sum(tl.where(steps == step, places, 0), 0)
+                at = place.to(tl.int64)[:, None] * pool_row + dims[None, :]
+                live = valid[:, None] & (dims < HEAD_DIM)[None, :]
+                k = tl.load(keys + at, mask=live, other=0.0)
+                v = tl.load(values + at, mask=live, other=0.0)
+                token = tl.sum(tl.where(steps == step, tokens, 0), 0)
+                visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
+                logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+                if log_weights is not None:
+                    weight = tl.load(log_weights + weights_at + entry, mask=valid, other=0.0).to(tl.float32)
+                    logits += (weight * LOG2_E)[None, :]
+                high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
+            tokens, places = next_tokens, next_places
     return acc / _positive(total)[:, None], high + tl.log2(_positive(total))
 
 
 @triton.jit
-def _tokens(indices, list_at, entry, stop):
-    """Token positions of a list's entries; 0, which is always in the block table, from ``stop`` on."""
-    if indices is None:
-        return tl.where(entry < stop, entry, 0)
-    else:
-        return tl.load(indices + list_at + entry, mask=entry < stop, other=0)
+def _look_up(list_, pages, entry, stop, PAGE: tl.constexpr):
+    """Tokens of a list's entries, and their rows in the pool; 0 from ``stop`` on."""
+    live = entry < stop
+    token = tl.load(list_ + entry, mask=live, other=0)
+    page = tl.load(pages + token // PAGE, mask=live, other=0)
+    return token, page * PAGE + token % PAGE
+
+
+@triton.jit
+def _absorb(
+    logits,  # [BLOCK_M, BLOCK_N], base 2
+    v,  # [BLOCK_N, BLOCK_D]
+    high,
+    total,
+    acc,
+):
+    """Add a tile to running softmaxes with maxima ``high``, sums ``total`` and weighted values ``acc``."""
+    higher = tl.maximum(high, tl.max(logits, 1))
+    base = _finite(higher)
+    p = tl.exp2(logits - base[:, None])
+    keep = tl.exp2(high - base)
+    acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None], input_precision="ieee")
+    return higher, total * keep + tl.sum(p, 1), acc
+
+
+@triton.jit
+def _write(part, lse, out, lse_out, to, live, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Finished rows, ``to`` which place of ``[batch, rows, query_heads]`` each belongs."""
+    dims = tl.arange(0, BLOCK_D)
+    mask = live[:, None] & (dims < HEAD_DIM)[None, :]
+    tl.store(out + to[:, None] * HEAD_DIM + dims[None, :], part.to(out.dtype.element_ty), mask=mask)
+    if lse_out is not None:
+        tl.store(lse_out + to, lse * LN_2, mask=live)
+
+
+@triton.jit
+def _arrive(arrivals, others):
+    """Count a part as written; true in the last program to do so, after ``others``, which sees all parts."""
+    # All threads have written before one of them counts; the atomic orders that before what the last one reads.
+    tl.debug_barrier()
+    last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == others
+    if last:
+        tl.store(arrivals, 0)
+    return last
+
+
+@triton.jit
+def _combine(
+    partials,
+    lses,
+    first,
+    last,
+    live,  # [BLOCK_M]
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """The mean of the parts ``first`` to ``last`` of a unit, weighted by their sums, and base-2 log of all sums."""
+    m = tl.arange(0, BLOCK_M).to(tl.int64)
+    dims = tl.arange(0, BLOCK_D)
+    mask = live[:, None] & (dims < HEAD_DIM)[None, :]
+    high = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for base in tl.range(first, last + 1, PARTS, num_stages=1):
+        for ahead in tl.static_range(PARTS):  # unrolled: their loads do not wait for each other
+            there = base + ahead <= last
+            at = (base + ahead) * BLOCK_M + m
+            # Past the first-level cache, which other programs' stores do not reach.
+            lse = tl.load(lses + at, mask=live & there, other=float("-inf"), cache_modifier=".cg")
+            part = tl.load(
+                partials + at[:, None] * BLOCK_D + dims[None, :],
+                mask=mask & there,
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            higher = tl.maximum(high, lse)
+            anchor = _finite(higher)
+            weight = tl.exp2(lse - anchor)
+            keep = tl.exp2(high - anchor)
+            acc = acc * keep[:, None] + part * weight[:, None]
+            total = total * keep + weight
+            high = higher
+    return acc / _positive(total)[:, None], high + tl.log2(_positive(total))
 
 
 @triton.jit
@@ -269,13 +315,17 @@ def _positive(total):
 
 @triton.jit
 def _first_tile(program, programs, total):
-    return (program.to(tl.int64) * total // programs).to(tl.int32)
+    """Stretches are as long as each other, but that the first ones have one tile more until nothing remains."""
+    return program * (total // programs) + tl.minimum(program, total % programs)
 
 
 @triton.jit
 def _program_of(tile, programs, total):
-    """The last program whose first tile is not behind ``tile``."""
-    return (((tile + 1).to(tl.int64) * programs - 1) // total).to(tl.int32)
+    """The program in whose stretch ``tile`` lies."""
+    tiles = total // programs
+    longer = total % programs
+    in_longer = longer * (tiles + 1)
+    return tl.where(tile < in_longer, tile // (tiles + 1), longer + (tile - in_longer) // tiles)
 
 
 @triton.jit

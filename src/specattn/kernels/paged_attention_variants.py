@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
-from specattn.kernels.paged_attention import PARTS_AT_ONCE, UNITS_AT_ONCE
-from specattn.kernels.paged_attention_triton import attention_kernel, combine_kernel
-from specattn.kernels.tiling import default_tiling
+from specattn.kernels.paged_attention import UNITS_AT_ONCE
+from specattn.kernels.paged_attention_triton import attention_kernel
+from specattn.kernels.tiling import Partition, default_tiling
 
 H100_SHARED = 228 * 1024
 
@@ -21,7 +21,7 @@ POINTERS = {
     "log_weights": "*fp32",
     "partials": "*fp32",
     "lses": "*fp32",
-    "plan": "*i32",
+    "arrivals": "*i32",
     "lse_out": "*fp32",
 }
 """Those that have the same type for every cache."""
@@ -38,26 +38,29 @@ def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant
 
     Channels and query rows of a tile from the least to the most; each kind of list for the commonest of them.
     """
-    yield from _sized(64, 16, shared, dtype, stack=16)
-    yield from _sized(128, 32, shared, dtype)
-    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2])
-    yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2], stack=16)
+    yield from _sized(64, 16, shared, dtype, stack=32)
+    yield from _sized(128, 32, shared, dtype, stack=32)
+    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2], stack=32)
+    yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2], stack=32)
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS)
-    yield from _sized(256, 64, shared, dtype, stack=16)
-    yield from _sized(80, 128, shared, dtype, stack=64)
+    yield from _sized(256, 64, shared, dtype, stack=96)
+    yield from _sized(80, 128, shared, dtype, stack=256)
 
 
 def _sized(
     head_dim: int, block_m: int, shared: int, dtype: str, absent: tuple[str, ...] = (), stack: int = 0
 ) -> Iterator[Variant]:
-    """Attention with tiles of one size; once for a size, what combines its parts."""
+    """Attention with tiles of one size."""
     block_d = 1 << (head_dim - 1).bit_length()
     tiling = default_tiling(block_m, block_d, 2, shared)
     sizes: dict[str, Any] = {"GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_M": block_m, "BLOCK_D": block_d}
-    constants = sizes | {"PAGE": 16, "BLOCK_N": tiling.tokens, "UNITS": UNITS_AT_ONCE} | dict.fromkeys(absent)
+    at_once = {
+        "LOOKUP": tiling.lookup,
+        "UNITS": UNITS_AT_ONCE,
+        "PARTS": Partition(tiling, 1, 1, block_m, block_d).parts_at_once,
+    }
+    constants = sizes | at_once | {"PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)
-    if not absent:
-        yield _variant(combine_kernel, dtype, sizes | {"PARTS": PARTS_AT_ONCE}, 2, 3, 0)
 
 
 def _variant(

@@ -33,6 +33,8 @@ BLOCK = 32
 class QuantisedKeys:
     """One layer's copy: ``key = code * scale + zero`` with signed codes, so that ``zero`` lies amid the range.
 
+    Several layers together are one copy with the heads of all.
+
     The layout puts the rows of a page side by side for each head, because a head's scores read that and nothing else.
 
     Attributes:
@@ -48,18 +50,24 @@ class QuantisedKeys:
     bits: int
 
     @classmethod
-    def empty(cls, pool: Tensor, bits: int) -> QuantisedKeys:
-        """A copy without content for a ``pool`` of keys ``[pool_rows, kv_heads, head_dim]``.
+    def empty(cls, pool: Tensor, bits: int, layers: int = 1) -> QuantisedKeys:
+        """A copy without content for ``layers`` pools like ``pool``, keys ``[pool_rows, kv_heads, head_dim]``.
 
         Raises:
             UsageError: see :func:`code_bytes`.
         """
         rows, heads, head_dim = pool.shape
+        heads *= layers
         return cls(
             torch.empty(heads, rows, code_bytes(head_dim, bits), dtype=torch.int8, device=pool.device),
             torch.empty(heads, rows, 2, dtype=torch.float16, device=pool.device),
             bits,
         )
+
+    def split(self, layers: int) -> list[QuantisedKeys]:
+        """Views of each of ``layers`` layers."""
+        parts = zip(self.codes.chunk(layers), self.ranges.chunk(layers), strict=True)
+        return [QuantisedKeys(codes, ranges, self.bits) for codes, ranges in parts]
 
     @property
     def head_dim(self) -> int:

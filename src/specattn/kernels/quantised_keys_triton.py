@@ -30,18 +30,23 @@ def quantise_keys_kernel(
     first = tl.load(at, mask=mask[:, None], other=0.0).to(tl.float32)
     second = tl.load(at + D // 2, mask=mask[:, None], other=0.0).to(tl.float32)
 
+    store_codes(first, second, codes, ranges, head.to(tl.int64) * pool_rows + row, mask, D, BITS)
+
+
+@triton.jit
+def store_codes(first, second, codes, ranges, entry, mask, D: tl.constexpr, BITS: tl.constexpr):
+    """Quantise keys, whose halves are float32 ``[N, D / 2]``, to ``entry`` ``[N]`` of all heads' pool rows."""
     middle: tl.constexpr = 2 ** (BITS - 1)
     low = tl.min(tl.minimum(first, second), 1)
     high = tl.max(tl.maximum(first, second), 1)
-    scale = tl.div_rn(high - low, tl.full([BLOCK], 2 * middle - 1, tl.float32)).to(tl.float16)
+    scale = tl.div_rn(high - low, tl.full(low.shape, 2 * middle - 1, tl.float32)).to(tl.float16)
     zero = (low + middle * scale.to(tl.float32)).to(tl.float16)
-    at_head = head.to(tl.int64) * pool_rows + row
-    tl.store(ranges + 2 * at_head, scale, mask=mask)
-    tl.store(ranges + 2 * at_head + 1, zero, mask=mask)
+    tl.store(ranges + 2 * entry, scale, mask=mask)
+    tl.store(ranges + 2 * entry + 1, zero, mask=mask)
 
     first = _encode(first, scale.to(tl.float32), zero.to(tl.float32), middle)
     second = _encode(second, scale.to(tl.float32), zero.to(tl.float32), middle)
-    to = codes + at_head[:, None] * (D * BITS // 8) + half[None, :]
+    to = codes + entry[:, None] * (D * BITS // 8) + tl.arange(0, D // 2)[None, :]
     if BITS == 4:
         tl.store(to, (first & 15) | (second << 4), mask=mask[:, None])
     else:

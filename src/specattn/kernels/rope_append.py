@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from specattn.kernels.quantised_keys import QuantisedKeys, quantise_keys_reference
+
 
 def rope_append(
     qkv: Tensor,
@@ -19,6 +21,7 @@ def rope_append(
     keys: Tensor,
     values: Tensor,
     norms: tuple[Tensor, Tensor, float] | None = None,
+    copy: QuantisedKeys | None = None,
 ) -> Tensor:
     """Rotate, and write keys and values to the pool.
 
@@ -29,6 +32,7 @@ def rope_append(
         rows: int64 ``[tokens]``, pool rows.
         keys, values: the pool of this layer, ``[pool rows, kv_heads, head_dim]``; written in place.
         norms: weights ``[head_dim]`` of the queries' and keys' RMS norms and their epsilon (Qwen3), if any.
+        copy: this layer's quantised keys, if there are to be any; the new ones are written there as well.
 
     Returns:
         queries ``[tokens, query_heads, head_dim]``.
@@ -43,6 +47,8 @@ def rope_append(
     cos, sin = (table[positions].to(qkv.dtype)[:, None] for table in (cosine, sine))
     keys[rows] = _rotated(key, cos, sin)
     values[rows] = value
+    if copy is not None:
+        quantise_keys_reference(keys, rows, copy)
     return _rotated(query, cos, sin)
 
 

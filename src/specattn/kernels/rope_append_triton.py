@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specattn.kernels.quantised_keys import QuantisedKeys
+from specattn.kernels.quantised_keys_triton import store_codes
+
 
 def rope_append(
     qkv: Tensor,
@@ -17,6 +20,7 @@ def rope_append(
     keys: Tensor,
     values: Tensor,
     norms: tuple[Tensor, Tensor, float] | None = None,
+    copy: QuantisedKeys | None = None,
 ) -> Tensor:
     """:func:`specattn.kernels.rope_append.rope_append` as one launch; ``head_dim`` must be a power of two."""
     tokens = qkv.shape[0]
@@ -26,7 +30,9 @@ def rope_append(
     query_norm, key_norm, eps = norms if norms is not None else (None, None, 0.0)
     rope_append_kernel[(tokens, query_heads + 2 * kv_heads)](
         qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
-        QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=head_dim // 2, NORMED=norms is not None, num_warps=1,
+        None if copy is None else copy.codes, None if copy is None else copy.ranges, len(keys),
+        QUERY_HEADS=query_heads, KV_HEADS=kv_heads, HALF=head_dim // 2, NORMED=norms is not None,
+        BITS=0 if copy is None else copy.bits, num_warps=1,
     )  # fmt: skip
     return query
 
@@ -34,7 +40,8 @@ def rope_append(
 @triton.jit
 def rope_append_kernel(
     qkv, cosine, sine, positions, rows, query, keys, values, query_norm, key_norm, eps,
-    QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr,
+    codes, ranges, pool_rows,
+    QUERY_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, NORMED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half = tl.arange(0, HALF)
@@ -66,6 +73,12 @@ def rope_append_kernel(
         first = _rounded(x, cos_x) - _rounded(y, sin_x)
         second = _rounded(y, cos_y) + _rounded(x, sin_y)
         first, second = first.to(dtype), second.to(dtype)
+        # The first is known when the kernel is compiled, the second is not.
+        if codes is not None:  # noqa: SIM102
+            if is_key:
+                entry = tl.full([1], (head - QUERY_HEADS).to(tl.int64) * pool_rows + row, tl.int64)
+                halves = first.to(tl.float32)[None, :], second.to(tl.float32)[None, :]
+                store_codes(halves[0], halves[1], codes, ranges, entry, entry >= 0, 2 * HALF, BITS)
     tl.store(out + half, first)
     tl.store(out + HALF + half, second)
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
 from specattn.kernels.split_kv_triton import pool_rows
+
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
@@ -59,22 +63,49 @@ def round_scores_kernel(
     at = request * query_batch + row * query_row + head * D
     q = tl.load(query + at[:, None] + d[None, :], mask=live[:, None], other=0.0)
     total = tl.load(lse + request * lse_batch + row * lse_row + head, mask=live, other=float("inf"))
+    total = total * LOG2_E + tl.log2(ROWS * 1.0)
     seen = tl.where(live, visible - (ROWS - 1) + row, 0)
 
     g = tl.arange(0, BLOCK_G)
     place = tl.load(places + kv_head * GROUP + g, mask=g < GROUP, other=-1)
-    heads_out += request * heads_batch + place.to(tl.int64)[:, None] * heads_head
+    heads_out += request * heads_batch + place.to(tl.int64) * heads_head
     own_out += slot * own_slot + kv_head * own_head
     keys += kv_head * D
-    for start in tl.range(first, last, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        at_row = pool_rows(pages, n, n < visible, PAGE)
-        k = tl.load(keys + at_row[:, None] * pool_row + d[None, :], mask=(n < visible)[:, None], other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling - total[:, None]
-        p = tl.where(n[None, :] < seen[:, None], tl.exp(logits), 0.0)
-        mean = tl.sum(tl.reshape(p, [BLOCK_R, BLOCK_G, BLOCK_N]), 0) * (1 / ROWS)
-        inside = n < length
-        exported = (place >= 0)[:, None] & inside[None, :]
-        tl.store(heads_out + n[None, :], mean.to(heads_out.dtype.element_ty), mask=exported)
-        own = tl.sum(mean, 0) * (1 / GROUP)
-        tl.store(own_out + n, own.to(own_out.dtype.element_ty), mask=inside)
+    q = tl.trans(q)
+    scaling *= LOG2_E
+    whole = first + tl.maximum(tl.minimum(visible - (ROWS - 1), last) - first, 0) // BLOCK_N * BLOCK_N
+    for start in tl.range(first, whole, BLOCK_N):
+        _tile(
+            start, q, total, seen, keys, pages, heads_out, own_out, place >= 0, scaling, visible, length, pool_row,
+            False, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
+        )  # fmt: skip
+    for start in tl.range(whole, last, BLOCK_N, num_stages=1):
+        _tile(
+            start, q, total, seen, keys, pages, heads_out, own_out, place >= 0, scaling, visible, length, pool_row,
+            True, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    start, q, total, seen, keys, pages, heads_out, own_out, exported, scaling, visible, length, pool_row,
+    MASKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Scores of the tokens from ``start`` on; ``MASKED`` where some rows may not see some of them."""
+    n = start + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, D)
+    # Masks that are known to hold are dropped by the compiler.
+    inside = n < visible if MASKED else tl.full([BLOCK_N], True, tl.int1)
+    written = n < length if MASKED else tl.full([BLOCK_N], True, tl.int1)
+    at_row = pool_rows(pages, n, inside, PAGE)
+    k = tl.load(keys + at_row[:, None] * pool_row + d[None, :], mask=inside[:, None], other=0.0)
+    # Tokens are the rows of the product, so that a thread has a head's rows side by side.
+    p = tl.exp2(tl.dot(k, q, input_precision="ieee") * scaling - total[None, :])
+    if MASKED:
+        p = tl.where(n[:, None] < seen[None, :], p, 0.0)
+    mean = tl.sum(tl.reshape(p, [BLOCK_N, BLOCK_R, BLOCK_G]), 1)
+    own = tl.sum(mean, 1) * (1 / GROUP)
+    tl.store(own_out + n, own.to(own_out.dtype.element_ty), mask=written)
+    to = heads_out[None, :] + n[:, None]
+    tl.store(to, mean.to(heads_out.dtype.element_ty), mask=exported[None, :] & written[:, None])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specattn.kernels.nucleus_triton import find_nucleus, moments, row_offset
+from specattn.kernels.nucleus_triton import find_nucleus, row_offset, survey
 from specattn.kernels.threshold_triton import MASS, Row, read, value
 
 UNIT_BITS = tl.constexpr(40)
@@ -61,7 +61,8 @@ def tail_kernel(
     forced = tl.where(forced < first, forced, forced - first + last)
 
     weight = read(row, 0, MASS, B.resident, B)
-    _, low, cut = find_nucleus(row, weight, p, forced, length, moments(weight, MASS, B), STEP, B)
+    mass, always, model = survey(row, weight, forced, length, B)
+    _, low, cut = find_nucleus(row, weight, p, mass, always, model, STEP, B)
     bar, scale, slope, least = _probabilities(row, tl.load(draws + request).to(tl.float32), a, low, cut, TILE)
 
     comb = ROUND_UP - tl.load(shifts + program)

@@ -9,8 +9,9 @@ multiply-add), and one sum over the block.
 Bisection would take a step for each of the key's 31 bits. Here the first guess comes from a model, a logistic
 distribution of the mass over the keys (roughly the weights' logarithms), the second is Newton's from the first, and
 the others interpolate the logarithm of the odds of the mass found, in which such a distribution is a straight line.
-Where that fails, steps bisect. Rows of attention mostly take five to ten steps; no row takes more than twice the
-steps of bisection and a few.
+Where that fails, steps bisect. Where one more element is enough, it is looked for itself, because the keys between it
+and the bracket's end would take further steps to exclude. Rows of attention mostly take five to ten steps; no row
+takes more than twice the steps of bisection and a few.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEAN = tl.constexpr(0.02)
 
 Also the least distance from either end.
 """
-PUSH = tl.constexpr(0.4 * 2.0**23)
+PUSH = tl.constexpr(0.1 * 2.0**23)
 """The same for the second guess, on the scale of ``gauge``."""
 PATIENCE = tl.constexpr(3)
 """How many more steps may have left over half of the bracket than have not, before one bisects it."""
@@ -150,6 +151,21 @@ def measure(row, weight, key, tied, KIND: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
+def heaviest(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
+    """The highest key of a row's weights that is at most ``key``."""
+    highest = _highest(weight, key, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
+        highest = tl.maximum(highest, _highest(read(row, start, KIND, B.tile, B), key, B.tile, B))
+    return tl.max(highest)
+
+
+@triton.jit
+def _highest(weight, key, SIZE: tl.constexpr, B: tl.constexpr):
+    below = tl.where(weight <= value(key), weight, 0.0).to(tl.int32, bitcast=True)
+    return tl.max(tl.reshape(below, [SIZE // (ROW * B.warps), ROW * B.warps]), 0)
+
+
+@triton.jit
 def gauge(part, total, KIND: tl.constexpr):
     """A part of the total on the scale on which keys are interpolated: roughly the logarithm of its odds.
 
@@ -206,6 +222,9 @@ def search(
         width = high - low
         guess = tl.minimum(tl.maximum(guess, low.to(tl.float32)), high.to(tl.float32))  # not NaN either
         middle = tl.minimum(tl.maximum(guess.to(tl.int32) & -STEP, low + STEP), high - STEP)
+        if KIND != TIES and needed - high_sum <= unit:
+            middle = tl.maximum(heaviest(row, weight, high - STEP, KIND, B), low + STEP)
+            high = middle + STEP
         found = measure(row, weight, middle, tied, KIND, B)
         found_gauge = gauge(found, total, KIND)
         if found >= needed:

@@ -12,6 +12,8 @@ from specattn.errors import UsageError
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
 MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
 WIDE_ROWS = 64  # more than these need eight warps
+PART_ELEMENTS = 64  # of parts that a thread can read at once, when they are combined
+MOST_PARTS = 8  # that are read at once
 DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
 
 
@@ -25,6 +27,7 @@ class Tiling:
         stages: one more than the tiles that are fetched ahead.
         programs: on each multiprocessor at a time. They divide all the work equally.
         rows: least query rows of a tile, a power of two from 16 on. 64 makes Hopper use its warpgroup instructions.
+        lookup: entries of a list whose places are found at once, a power of two; at least ``tokens`` are.
     """
 
     tokens: int = 64
@@ -32,6 +35,7 @@ class Tiling:
     stages: int = 4
     programs: int = 2
     rows: int = LEAST_ROWS
+    lookup: int = 512
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,72 @@ class Partition:
         return self.programs + self.units
 
     @property
-    def workspace_size(self) -> int:
-        """float32 elements."""
-        return self.parts * self.block_m * (self.block_d + 1) + 2 * self.units
+    def part_size(self) -> int:
+        """float32 elements of a part: its outputs and its log-sums."""
+        return self.block_m * (self.block_d + 1)
 
-    def views(self, workspace: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The workspace's three tenants: partial outputs, their log-sums, and int32 programs of each unit.
+    @property
+    def parts_at_once(self) -> int:
+        """Parts of a list whose loads do not wait for each other, as registers allow."""
+        room = PART_ELEMENTS * 32 * self.tiling.warps
+        return max(1, min(MOST_PARTS, room // (self.block_m * self.block_d)))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where programs leave their parts of a list. One serves all layers of a model, but one stream at a time.
+
+    A program that has written its part of a unit counts itself in ``arrivals``; the one that completes the count
+    combines the parts and sets the count back to 0. So there is one launch an operation and nothing to clear between
+    launches.
+
+    Attributes:
+        parts: float32, of any content.
+        arrivals: int32, one for each unit, all 0 between launches.
+    """
+
+    parts: Tensor
+    arrivals: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        *,
+        batch: int,
+        rows: int,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        tiling: Tiling | None = None,
+    ) -> Workspace:
+        """Room for launches of these shapes, and of smaller batches and fewer rows."""
+        device = torch.device(device)
+        return cls.of(partition(batch, rows, query_heads, kv_heads, head_dim, dtype, device, tiling), device)
+
+    @classmethod
+    def of(cls, cut: Partition, device: torch.device) -> Workspace:
+        """Room for one launch."""
+        return cls(
+            torch.empty(cut.parts * cut.part_size, dtype=torch.float32, device=device),
+            torch.zeros(cut.units, dtype=torch.int32, device=device),
+        )
+
+    def views(self, cut: Partition) -> tuple[Tensor, Tensor]:
+        """Partial outputs and their log-sums.
 
         Raises:
-            UsageError: the workspace is too small, or not float32.
+            UsageError: the workspace is too small.
         """
-        if workspace.dtype != torch.float32 or workspace.numel() < self.workspace_size:
+        if self.parts.numel() < cut.parts * cut.part_size or self.arrivals.numel() < cut.units:
             raise UsageError(
-                f"a workspace of {workspace.numel()} {workspace.dtype} elements is too small or of the wrong type: "
-                f"{self.workspace_size} of torch.float32 are needed; ask workspace_size for the largest launch"
+                f"a workspace of {self.parts.numel()} elements for {self.arrivals.numel()} lists is too small: "
+                f"{cut.parts * cut.part_size} for {cut.units} are needed; allocate it for the largest launch"
             )
-        rows = self.parts * self.block_m
-        sizes = [rows * self.block_d, rows, 2 * self.units]
-        partials, lses, plan = workspace.flatten()[: sum(sizes)].split(sizes)
-        return partials, lses, plan.view(torch.int32)
+        rows = cut.parts * cut.block_m
+        partials, lses = self.parts[: cut.parts * cut.part_size].split([rows * cut.block_d, rows])
+        return partials, lses
 
 
 def partition(
@@ -103,11 +154,11 @@ def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Ti
     """The deepest pipeline of the largest tiles that fits into ``shared`` bytes of a multiprocessor.
 
     Two programs a multiprocessor: one computes while the other waits. Tiles are halved rather than fetched one at a
-    time.
+    time, and where many query rows take most of the registers.
     """
     wide = block_m * max(block_d, 128) > WIDE_ROWS * 128
     warps, programs = (8, 1) if wide else (4, 2)
-    tokens = 64
+    tokens = 32 if wide else 64
     while True:
         tile = 2 * tokens * block_d * itemsize
         # Queries and weights of a tile lie beside the keys and values. CUDA keeps a kilobyte of each program, and what

@@ -212,6 +212,11 @@ class Method(Member):
         """What must be kept beside the target's cache for it: page bounds, quantised keys."""
         return ()
 
+    @property
+    def draft_stores(self) -> tuple[StoreSpec, ...]:
+        """The same beside the draft's cache."""
+        return ()
+
     def prepare(self, state: RoundState) -> object:
         """Work done once a round for all layers, before the target's pass. The result reaches ``select``."""
         return None

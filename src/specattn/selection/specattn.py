@@ -22,10 +22,14 @@ from specattn.selection.signals import check_signals, joined
 from specattn.selection.verified_tail import Promise, Residual, check_promise, verified_lists
 from specattn.selection.weighted_tail import add_tail, check_tail, residual_weights
 from specattn.stores.page_means import PageMeans
+from specattn.stores.quantised_keys import QuantisedKeys
 
 if TYPE_CHECKING:
     from specattn.mapping import Mapping
     from specattn.stores.base import StoreSpec
+
+DRAFT_KEYS = {"int8": 8, "int4": 4, "none": 0}
+"""Bits of the copy that the draft's scores are made from; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class SpecAttn(Method):
         pilot: draws that tell how many are needed.
         draft_p: share of its own attention that the draft reads in its steps; 1 reads all. Only rounds that run on the
             device alone can read less, see :mod:`specattn.fast.sparse_draft`.
+        draft_keys: what scores are made from with a ``draft_p`` below 1: ``int8`` or ``int4``, a copy of the draft's
+            keys in so many bits a channel; ``none``, the keys themselves.
     """
 
     name: ClassVar[str] = "specattn"
@@ -75,11 +81,13 @@ class SpecAttn(Method):
     delta: float = 0.05
     pilot: int = 256
     draft_p: float = 1.0
+    draft_keys: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability(self.name, "p", self.p)
         check_probability(self.name, "draft_p", self.draft_p)
+        check_choice(self.name, "draft_keys", self.draft_keys, tuple(DRAFT_KEYS))
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
         check_forced(self.name, self.sink, self.window)
@@ -99,6 +107,11 @@ class SpecAttn(Method):
     @property
     def stores(self) -> tuple[StoreSpec, ...]:
         return (PageMeans(self.centroids),) if self.centroids else ()
+
+    @property
+    def draft_stores(self) -> tuple[StoreSpec, ...]:
+        bits = DRAFT_KEYS[self.draft_keys]
+        return (QuantisedKeys(bits),) if bits and self.draft_p < 1 else ()
 
     @property
     def wrappable(self) -> bool:

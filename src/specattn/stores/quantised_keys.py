@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from specattn.geometry import KVGeometry
@@ -16,6 +18,12 @@ from specattn.kernels.quantised_keys import (
 )
 from specattn.kernels.quantised_keys import QuantisedKeys as LayerCopy
 from specattn.stores.base import KeyPool
+
+if TYPE_CHECKING:
+    from specattn.cache import PagedKVCache
+
+AT_ONCE = 1 << 16
+"""Pool rows that are quantised at once where all are: what PyTorch needs for it is many times their size."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,40 @@ class QuantisedKeysStore:
     """The copies of all layers, in the format of :mod:`specattn.kernels.quantised_keys`.
 
     Attributes:
-        layers: a copy a layer.
+        whole: of all layers, the first one's heads first.
+        layers: views of it, a layer each.
     """
 
     def __init__(self, pool: KeyPool, bits: int) -> None:
         self.pool = pool
-        self.layers = [LayerCopy.empty(keys, bits) for keys in pool.keys]
+        self.whole = LayerCopy.empty(pool.keys[0], bits, layers=len(pool.keys))
+        self.layers = self.whole.split(len(pool.keys))
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return self.whole.nbytes
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one token and KV head in one layer."""
+        return self.whole.codes.shape[-1] + RANGE_BYTES
 
     def append(self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor) -> None:
+        self._quantise(layer, rows)
+
+    def follow(self) -> None:
+        """Quantise all keys of the pool anew, after something else than appends has changed them."""
+        for layer, keys in enumerate(self.pool.keys):
+            for rows in torch.arange(len(keys), device=keys.device).split(AT_ONCE):
+                self._quantise(layer, rows)
+
+    def _quantise(self, layer: int, rows: Tensor) -> None:
         pool, copy = self.pool.keys[layer], self.layers[layer]
         kernel = copy.has_kernels and has_kernels(pool.device)
         (quantise_keys if kernel else quantise_keys_reference)(pool, rows, copy)
+
+
+def quantised_keys_of(cache: PagedKVCache) -> QuantisedKeysStore | None:
+    """The quantised keys that a cache keeps, if it does."""
+    stores = (store for store in cache.stores.values() if isinstance(store, QuantisedKeysStore))
+    return next(stores, None)
