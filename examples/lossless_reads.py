@@ -5,6 +5,10 @@
 prompt and the output tells, token by token, how far its logit is below the largest: 0 where a result is the dense
 target's own choice. In a short dtype passes of different shapes round differently, and where two tokens are all but
 equally likely that decides; in float32 (``--dtype float32``) this hardly happens.
+
+On a GPU rounds and cycles take the fast path where the method has one; ``path`` says which they took, and if not that
+one, why. ``tokens_per_second`` is of all prompts together, without reading them; what happens once, such as the capture
+of graphs, is part of it (``specattn bench decode --lossless`` times cycles alone).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -27,8 +32,9 @@ from specattn.evaluation.documents import read_text
 from specattn.generation import GenerationResult
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
+from specattn.path import choose_path
 from specattn.runner import ModelRunner
-from specattn.selection.registry import split_methods
+from specattn.selection.registry import parse_method, split_methods
 
 Prompts = Sequence[list[int]]
 
@@ -87,7 +93,11 @@ def run(
     pair: Pair, prompts: Prompts, options: dict[str, Any], reference: Sequence[list[int]] | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
     """All prompts by one method: a row of the report, and the tokens."""
+    lossless = bool(options.get("lossless"))
+    path = choose_path(pair, parse_method(options["method"]), None, lossless=lossless)
+    began = perf_counter()
     results: list[GenerationResult] = specattn.generate(pair, list(prompts), ignore_eos=True, **options)
+    seconds = perf_counter() - began
     for result in results:
         if result.error is not None:
             raise SystemExit(f"{options['method']}: {result.error}")
@@ -97,10 +107,17 @@ def run(
         for prompt, result, expected in zip(prompts, results, reference or tokens, strict=True)
     ]
     names: tuple[str, ...] = ("equal", "dense_reads_per_token", "kv_reads_per_token", "draft_acceptance_rate")
-    names += ("acceptance_rate",) if options.get("lossless") else ()
+    names += ("acceptance_rate",) if lossless else ()
     means = {name: mean(row[name] for row in per_prompt) for name in names}
-    largest = max(row["largest_gap"] for row in per_prompt)
-    row = {"method": options["method"], "draft": pair.draft is not None, **means, "largest_gap": largest}
+    decoding = seconds - sum(result.seconds["prefill"] for result in results)
+    row = {
+        "method": options["method"],
+        "draft": pair.draft is not None,
+        "path": path.name if path.fast else f"{path.name}: {path.reason}",
+        **means,
+        "largest_gap": max(row["largest_gap"] for row in per_prompt),
+        "tokens_per_second": sum(len(result.tokens) - 1 for result in results) / decoding,
+    }
     print(json.dumps(row), flush=True)
     return {**row, "prompts": per_prompt}, tokens
 

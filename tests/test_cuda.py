@@ -266,3 +266,63 @@ def test_rounds_neither_wait_for_the_device_nor_allocate(method, sampling):
             torch.cuda.set_sync_debug_mode("default")
         assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     assert len(updates) == 3 * 20 and all(update.tokens for update in updates)
+
+
+def shortfall(pair: Pair, prompt: list[int], tokens: list[int]) -> float:
+    """How far the logit of a token is below the largest one of a dense pass, at most, in their standard deviations."""
+    text = torch.tensor([[*prompt, *tokens]], device="cuda")
+    logits = pair.target(text).logits[0, len(prompt) - 1 : -1].float()
+    chosen = logits.gather(1, text[0, len(prompt) :, None])[:, 0]
+    return float(((logits.amax(1) - chosen) / logits.std(1)).max())
+
+
+@pytest.mark.parametrize("every", [6, "auto"])
+@pytest.mark.parametrize("method", ["specattn:p=0.7", "specattn:p=0.7:draft_p=0.8", "self:p=0.8:window=2"])
+def test_lossless_cycles_give_the_dense_greedy_tokens(method, every):
+    """All but those that rounding decides, in a ragged batch."""
+    pair = half_pair()
+    options = {"max_new_tokens": 40, "max_batch": 3, "ignore_eos": True, "fast": True}
+    mapping = tiny_mapping(pair) if "specattn" in method else None
+    lossless = {"lossless": True, "lossless_every": every}
+    dense = generate(pair, PROMPTS, method="dense", fallback=False, **options)
+    results = generate(pair, PROMPTS, method=method, mapping=mapping, **lossless, **options)
+    assert all(result.lossless.dense_passes < 39 for result in results)
+    for prompt, result, expected in zip(PROMPTS, results, dense, strict=True):
+        assert shortfall(pair, prompt, result.tokens) < 0.02
+        assert result.tokens[:4] == expected.tokens[:4]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("method", ["specattn:p=0.6", "specattn:p=0.6:draft_p=0.8", "self:p=0.8:window=2"])
+def test_captured_cycles_give_the_tokens_of_uncaptured_ones(method, sampling, monkeypatch):
+    counts = [9, 25, 1, 14, 30]
+    requests = [
+        Request(PROMPTS[number % 3], count, sampling, ignore_eos=True) for number, count in enumerate(counts)
+    ]
+    pair, options = half_pair(), {"fast": True, "max_batch": 3, "lossless": True, "lossless_every": 6}
+    captured = serve(pair, requests, method, **options)
+    assert [len(result.tokens) for result in captured] == counts
+    launch_one_by_one(monkeypatch)
+    assert figures(serve(pair, requests, method, **options)) == figures(captured)
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), SamplingParams(temperature=0.8, top_p=0.9)])
+def test_cycles_neither_wait_for_the_device_inside_nor_allocate(sampling):
+    pair = half_pair()
+    method, options = "specattn:p=0.6:draft_p=0.8", {"lossless": True, "lossless_every": 12}
+    with Engine(
+        pair, method=method, mapping=tiny_mapping(pair), max_batch=3, max_tokens=1600, **options
+    ) as engine:
+        assert engine.path.fast, engine.path.reason
+        for prompt in PROMPTS:
+            engine.submit(Request(prompt, 400, sampling, ignore_eos=True))
+        for _ in range(5):
+            engine.advance()
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            updates = [update for _ in range(8) for update in engine.advance()]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+    assert len(updates) == 3 * 8 and all(update.tokens for update in updates)

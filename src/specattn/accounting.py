@@ -67,6 +67,10 @@ class ReadMeter:
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, everything * self.geometry.layers)
 
+    def add_extra(self, slots: Tensor, nbytes: Tensor) -> None:
+        """``nbytes`` ``[batch]`` of something else that was read."""
+        self.read.index_add_(0, slots, nbytes.double())
+
     def add_keys(self, slots: Tensor, visible: Tensor, key_bytes: int | None = None) -> None:
         """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers.
 

@@ -27,6 +27,7 @@ from specattn.byte_model import ByteModel
 from specattn.errors import CacheFullError, SpecAttnError
 from specattn.every import AUTO, EveryPolicy
 from specattn.gamma import check_gamma
+from specattn.ledger import CycleLedger
 from specattn.lossless import LosslessSpeculator, check_lossless
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
@@ -112,7 +113,7 @@ class Engine:
         check_audit(audit, self.method)
         mapping = resolve_mapping(pair, self.method, mapping)
         mapping = mapping.to(pair.device) if mapping is not None else None
-        self.path = choose_path(pair, self.method, fast, audited=audit > 0)
+        self.path = choose_path(pair, self.method, fast, lossless=lossless, audited=audit > 0)
         if fallback is None:
             fallback = self.path.fast and pair.device.type == "cuda"
         drafting = pair.draft is not None
@@ -137,10 +138,8 @@ class Engine:
         slow = Speculator(target, draft, self.method, mapping, pair.vocab_size, self.audit)
         self.speculator: Speculator | LosslessSpeculator
         if lossless:
-            self.speculator = LosslessSpeculator(
-                slow, every, pair.context_limit, self.policy, fast=self.path.fast
-            )
-            self._rounds: Rounds = CycleRounds(self.speculator)
+            self.speculator = LosslessSpeculator(slow, CycleLedger(every, self.policy), pair.context_limit)
+            self._rounds: Rounds = _cycles(self.speculator, self.path.fast)
         else:
             self._rounds = _rounds(slow, self.path.fast)
             self.speculator = self._rounds.speculator
@@ -383,3 +382,11 @@ def _rounds(speculator: Speculator, fast: bool) -> Rounds:
     from specattn.fast.rounds import FastRounds
 
     return FastRounds(speculator)
+
+
+def _cycles(cycles: LosslessSpeculator, fast: bool) -> Rounds:
+    if not fast:
+        return CycleRounds(cycles)
+    from specattn.fast.cycle_rounds import FastCycleRounds
+
+    return FastCycleRounds(cycles)

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from specattn.attention import DenseAttend
-from specattn.breakeven import BreakEven, Size
+from specattn.breakeven import Size
 from specattn.errors import UsageError
-from specattn.every import EveryPolicy, check_every
+from specattn.every import check_every
+from specattn.ledger import CycleLedger
 from specattn.plan import Plan
 from specattn.prefill.base import PrefillMethod
 from specattn.request import CycleAccount
@@ -83,26 +84,13 @@ class LosslessSpeculator:
 
     Args:
         sparse: runs the rounds; it owns the caches.
-        every: how many tokens are run ahead.
+        ledger: says how long cycles are and is told what they did.
         context_limit: tokens that the models can take; no row lies beyond.
-        policy: learns from the sparse rounds, of which the engine sees nothing.
-        fast: whether greedy rounds run on the device alone.
     """
 
-    def __init__(
-        self,
-        sparse: Speculator,
-        every: EveryPolicy,
-        context_limit: int,
-        policy: BreakEven,
-        *,
-        fast: bool = False,
-    ) -> None:
-        self.sparse = sparse
+    def __init__(self, sparse: Speculator, ledger: CycleLedger, context_limit: int) -> None:
+        self.sparse, self.ledger, self.context_limit = sparse, ledger, context_limit
         self.target, self.draft = sparse.target, sparse.draft
-        self._every, self._limit, self._policy = every, context_limit, policy
-        self._greedy = _fast(sparse) if fast else sparse
-        self._accounts: dict[int, CycleAccount] = {}
         self._weights = [_weight_bytes(runner) for runner in (self.target, self.draft)]
         self._weights_read = 0
 
@@ -115,12 +103,12 @@ class LosslessSpeculator:
         progress: Progress | None = None,
     ) -> Tensor:
         """Read a prompt, see :meth:`specattn.speculation.Speculator.prefill`."""
-        self._accounts[slot] = CycleAccount()
+        self.ledger.open(slot)
         return self.sparse.prefill(slot, prompt, method=method, progress=progress)
 
     def account(self, slot: int) -> CycleAccount:
         """What the cycles of the request in ``slot`` did."""
-        return self._accounts[slot]
+        return self.ledger.account(slot)
 
     def round(self, batch: Batch, gamma: int) -> Outcome:
         """One cycle; ``gamma`` is that of its sparse rounds. The lengths are left to :meth:`commit`."""
@@ -130,10 +118,9 @@ class LosslessSpeculator:
         chosen, accepted = self._verify(batch, ahead)
         counts = [len(tokens) for tokens in ahead]
         for slot, proposed, stand in zip(batch.slots, counts, accepted.tolist(), strict=True):
-            self._accounts[slot].add_pass(proposed, stand)
-            self._every.observe(stand, proposed)
+            self.ledger.add_pass(slot, proposed, stand)
         tokens = sum(counts) / len(counts)
-        self._every.observe_cost((middle - start) / tokens, self._bytes_read() - middle)
+        self.ledger.add_cost((middle - start) / tokens, self._bytes_read() - middle)
         return Outcome(chosen, torch.minimum(accepted + 1, torch.tensor(counts, device=accepted.device)))
 
     def commit(self, slot: int, length: int) -> None:
@@ -141,39 +128,37 @@ class LosslessSpeculator:
         self.sparse.commit(slot, length)
 
     def _run_ahead(self, batch: Batch, gamma: int) -> list[list[int]]:
-        """Sparse rounds, until each request has its tokens or stands at the context's end: the tokens."""
-        every, recent = self._every.choose(), batch.recent.tolist()
+        """The tokens of sparse rounds: of each request until it has enough, or stands at the context's end."""
+        (every, rounds), recent = self.ledger.choose(gamma), batch.recent.tolist()
         ahead: list[list[int]] = [[] for _ in recent]
-        while True:
+        for _ in range(rounds):
             lengths = [length + len(tokens) for length, tokens in zip(batch.lengths, ahead, strict=True)]
             running = [
                 request
                 for request, tokens in enumerate(ahead)
-                if len(tokens) < every and lengths[request] < self._limit
+                if len(tokens) < every and lengths[request] < self.context_limit
             ]
             if not running:
-                return ahead
+                break
             text = [(recent[request] + ahead[request])[-2:] for request in running]
             round = _some(batch, running, [lengths[request] for request in running], text)
             for request, tokens in zip(running, self._sparse_round(round, gamma), strict=True):
                 ahead[request] += tokens
+        return ahead
 
     def _sparse_round(self, batch: Batch, gamma: int) -> list[list[int]]:
         """The tokens of one sparse round, which are in the caches afterwards."""
-        gamma = min(gamma, self._limit - 1 - max(batch.lengths))
+        gamma = min(gamma, self.context_limit - 1 - max(batch.lengths))
         started, before = perf_counter(), self._reads(batch.slots)
-        # The fast path draws as it does without this mode: other tokens than the dense pass would mostly choose.
-        outcome = (self.sparse if batch.sampling.sampled else self._greedy).round(batch, gamma)
+        outcome = self.sparse.round(batch, gamma)
         self._weights_read += self._weights[0] + max(gamma, 1) * self._weights[1]
         read, full = self._reads(batch.slots) - before
         counts, shares = outcome.counts.tolist(), (read / full).tolist()
         plan, size = Plan(gamma, sparse=True), Size(len(batch.slots), sum(batch.lengths))
-        self._policy.observe(plan, size, perf_counter() - started)
+        self.ledger.add_round(plan, size, perf_counter() - started)
         for slot, length, count, share in zip(batch.slots, batch.lengths, counts, shares, strict=True):
             self.sparse.commit(slot, length + count)
-            self._accounts[slot].rounds.append(count - 1)
-            self._accounts[slot].drafted += gamma
-            self._policy.observe_request(plan, count - 1, share)
+            self.ledger.add_request(slot, plan, count - 1, share)
         return [row[:count] for row, count in zip(outcome.tokens.tolist(), counts, strict=True)]
 
     def _verify(self, batch: Batch, ahead: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -216,12 +201,6 @@ def _some(
         rounds=torch.tensor(lengths, device=device),
         sampling=batch.sampling.of_requests(requests),
     )
-
-
-def _fast(sparse: Speculator) -> Speculator:
-    from specattn.fast.speculator import FastSpeculator
-
-    return FastSpeculator(sparse)
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> list[list[int]]:

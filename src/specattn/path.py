@@ -28,11 +28,14 @@ class Path:
         return self.name == "fast"
 
 
-def choose_path(pair: Pair, method: Method, fast: bool | None, *, audited: bool = False) -> Path:
+def choose_path(
+    pair: Pair, method: Method, fast: bool | None, *, lossless: bool = False, audited: bool = False
+) -> Path:
     """The path of a pair and a method.
 
     Args:
         fast: whether to take the fast path; ``None`` takes it where there are kernels for it, on a GPU.
+        lossless: whether dense passes verify the rounds.
         audited: whether attention is to be looked at on the side, which a captured round has no place for.
 
     Raises:
@@ -40,7 +43,9 @@ def choose_path(pair: Pair, method: Method, fast: bool | None, *, audited: bool 
     """
     if fast is False:
         return Path("torch", "it was asked for")
-    reason = "audits run on the PyTorch path" if audited else unsupported(method, pair.models)
+    reason = unsupported(method, pair.models, lossless=lossless)
+    if audited:
+        reason = "audits run on the PyTorch path"
     if fast and reason is not None:
         raise UsageError(
             f"the fast path cannot be taken: {reason}. Leave the choice to the engine, or turn it off."

@@ -69,10 +69,10 @@ class TargetScores:
 
     @classmethod
     def of(cls, target: ModelRunner) -> TargetScores:
-        """Empty scores for all slots of ``target``."""
+        """Empty scores for all slots of ``target``, the spare one included."""
         table = target.cache.block_table
         length = table.shape[1] * target.cache.page_size
-        return cls(target.geometry, slots=len(table) - 1, length=length, device=target.device)
+        return cls(target.geometry, slots=len(table), length=length, device=target.device)
 
     def rounds(self, slot: int) -> int:
         """Rounds of ``slot`` since its last dense pass."""

@@ -13,16 +13,20 @@ from host_timer import DRAFT, SELECTION, TIMES, HostTimer
 from tiny import tiny_mapping, tiny_pair
 
 from specattn import generate
-from specattn.benchmarks import decode, rounds
+from specattn.benchmarks import cycles, decode, rounds
 from specattn.benchmarks.continuation import continue_texts, read_texts
 from specattn.benchmarks.rounds import Plan, context_label, expected_tokens
 from specattn.benchmarks.setting import FastPair, Setting, Steady
 from specattn.benchmarks.shapes import SHAPES, PairShape, Shape
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
+from specattn.fast.cycles import FastCycles
 from specattn.fast.operations import references
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
+from specattn.selection.base import Method
+from specattn.selection.registry import parse_method
+from specattn.selection.self import Self
 from specattn.selection.specattn import SpecAttn
 
 CPU = torch.device("cpu")
@@ -263,6 +267,80 @@ def test_rows_of_a_pair_that_exists(pair: tuple[Pair, Mapping]) -> None:
     assert 0 < sparse["density"] < 1
     speed_up = sparse["tokens_per_second"] / dense["tokens_per_second"]
     assert report.ratios["real_128_b3_vs_speculation"] == pytest.approx(speed_up)
+
+
+def test_lossless_cycles_of_a_pair_that_exists(
+    pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycles, "CYCLES", 5)
+    models, mapping = pair
+    plan = Plan([96], [3], replace(METHOD, draft_p=0.9), gamma=2, lossless=5)
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    assert report.gate == "passed"
+    *_, dense, _, lossless = report.rows
+    assert (lossless["mode"], lossless["texts"], lossless["batch"]) == ("lossless", 2, 3)
+    assert lossless["dense_reads_per_token"] == pytest.approx(1 / lossless["tokens_a_round"])
+    assert 1 <= lossless["tokens_a_round"] <= lossless["tokens_ahead"] <= 7
+    assert lossless["tokens_ahead"] == pytest.approx(
+        lossless["sparse_rounds"] * (1 + 2 * lossless["acceptance"])
+    )
+    assert lossless["tokens_per_second"] == pytest.approx(3e3 * lossless["tokens_a_round"] / lossless["ms"])
+    speed_up = lossless["tokens_per_second"] / dense["tokens_per_second"]
+    assert report.ratios["real_96_b3_lossless_vs_speculation"] == pytest.approx(speed_up)
+
+
+def test_a_dense_pass_that_verifies_nothing_fails_the_gate(
+    pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycles, "CYCLES", 3)
+    monkeypatch.setattr("specattn.fast.cycle.winners", lambda logits, *_: logits.argmin(-1))
+    models, mapping = pair
+    plan = Plan([96], [2], METHOD, gamma=2, lossless=4)
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    assert [check.name for check in report.failures] == [
+        "real, lossless cycles, batch 2, context 96: what is delivered"
+    ]
+
+
+def test_lossless_cycles_without_the_draft(
+    pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycles, "CYCLES", 3)
+    models, mapping = pair
+    plan = Plan([96], [2], METHOD, gamma=2, lossless=4, lossless_method=parse_method("self:p=0.8"))
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    lossless = report.rows[-1]
+    assert (lossless["mode"], lossless["method"], lossless["gamma"]) == ("lossless", "self:p=0.8", 0)
+    assert lossless["acceptance"] is None and lossless["tokens_ahead"] == lossless["sparse_rounds"] == 4
+    assert 0.2 < lossless["kv_read_fraction"] < 1
+
+
+@pytest.mark.parametrize("method", [METHOD, Self(p=0.6, dense_layers=0)])
+def test_lossless_cycles_continue_as_the_target_does(pair: tuple[Pair, Mapping], method: Method) -> None:
+    models, mapping = pair
+    assert models.draft is not None
+    texts, made = documents(2, 97), []
+
+    class Kept(FastCycles):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    fast = FastPair.of("pair", models.target, models.draft, mapping, METHOD, 400)
+    setting = Setting(fast, 3, 96, 2, room=cycles.room(4, 2))
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cycles, "FastCycles", Kept)
+        patched.setattr(cycles, "CYCLES", 3)
+        starts = read_texts(setting, texts)
+        found = cycles.continue_losslessly(setting, starts, method, 4)
+    assert found.read < found.full
+    for request, start in enumerate(starts.requests):
+        prompt = texts[request % 2].tokens[: start.length + 1]
+        result = generate(models, [prompt], method="dense", max_new_tokens=50, ignore_eos=True)[0]
+        text = prompt + list(result.tokens)
+        length, _, *recent = made[0]._shared.requests.table[request].tolist()
+        assert length >= start.length + 7
+        assert recent == text[length - 1 : length + 1]
 
 
 def test_continuations_are_those_of_generate(pair: tuple[Pair, Mapping]) -> None:

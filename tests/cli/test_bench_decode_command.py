@@ -68,13 +68,15 @@ def test_what_is_asked_for(bench: SimpleNamespace) -> None:
 def test_a_pair_that_exists(bench: SimpleNamespace, tiny: SimpleNamespace) -> None:
     bench.report.check("rounds", 0.0, 1e-2)
     models = [option for option in tiny.models if option not in ("--device", "cpu")]
-    sizes = ["--context", 96, "--batch", 2, "--repeats", 5]
+    sizes = ["--context", 96, "--batch", 2, "--repeats", 5, "--lossless", "--lossless-every", 4]
+    sizes += ["--lossless-method", "self:p=0.8"]
     result = run("bench", "decode", *models, "--mapping", tiny.mapping, "--text", tiny.text, *sizes)
     assert result.exit_code == 0, result.stderr
     pair, mapping, texts, plan, timer, _ = bench.asked
     assert pair.target.config.num_hidden_layers == 3 and mapping.global_heads.numel() == 3
     assert [len(text.tokens) for text in texts] == [97]
     assert (plan.contexts, plan.batches, timer.repeats) == ([96], [2], 5)
+    assert (plan.lossless, plan.lossless_method.spec()) == (4, "self:p=0.8")
 
 
 def test_no_timings_after_a_check_that_failed(bench: SimpleNamespace, tmp_path: Path) -> None:
@@ -110,6 +112,11 @@ def test_without_a_gpu() -> None:
         ("--pair qwen2.5-coder", "give one with --text FILE"),
         ("--pair qwen2.5-coder --shape llama2 --text book.txt", "leave it out"),
         ("--text book.txt", "name a pair"),
+        ("--lossless", "name a pair"),
+        ("--lossless-every 8", "no effect without lossless"),
+        ("--lossless-method self", "no effect without --lossless"),
+        ("--pair qwen2.5-coder --text book.txt --lossless --lossless-method oracle", "has no fast path yet"),
+        ("--pair qwen2.5-coder --text book.txt --lossless --lossless-every 65", "lossless_every=65"),
         ("--vllm missing.json", "missing.json holds no rows of vLLM"),
         ("--out missing/file.json", "the folder missing does not exist"),
         ("--plot speed.xyz", "'.xyz' is not one of"),
@@ -125,4 +132,4 @@ def test_too_many_rounds_for_the_context(bench: SimpleNamespace, tiny: SimpleNam
     models = [option for option in tiny.models if option not in ("--device", "cpu")]
     result = run("bench", "decode", *models, "--text", tiny.text, "--context", 500)
     assert result.exit_code == 2
-    assert "the models' context ends at 512" in result.stderr
+    assert "come to 755 and the models' context ends at 512" in result.stderr

@@ -49,6 +49,9 @@ def test_lossless_equals_dense_and_reads_are_counted(tiny: SimpleNamespace, tmp_
     ]
     assert [prompt["prompt_tokens"] for prompt in dense["prompts"]] == [20, 37, 70]
     assert all(row["equal"] == 1 and row["largest_gap"] < 1e-4 for row in report["results"])
+    assert all(
+        row["tokens_per_second"] > 0 and row["path"].startswith("torch: ") for row in report["results"]
+    )
     for row in lossless:
         for prompt in row["prompts"]:
             assert prompt["dense_reads_per_token"] == prompt["dense_passes"] / 15

@@ -12,6 +12,7 @@ from specattn.errors import UsageError
 from specattn.kernels import paged_attention, tiling
 from specattn.kernels.check import error_ratio
 from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
+from specattn.kernels.paged_reference import dense_paged_attention_reference
 from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
 
@@ -85,6 +86,17 @@ def test_selected_tokens(rows, query_heads, kv_heads, head_dim):
 def test_all_tokens(rows, query_heads, kv_heads, head_dim):
     case = make(LENGTHS, rows=rows, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim, density=1)
     assert close(dense(case), case.expected())
+
+
+@pytest.mark.parametrize("programs", [1, 20])
+def test_sums_of_all_tokens(programs):
+    """The logarithms are those of the reference, whether one program or several share a request."""
+    case = make(LENGTHS, rows=5, query_heads=6, kv_heads=2, head_dim=64, density=1)
+    found, wanted = (torch.full(case.query.shape[:3], NAN, device=case.query.device) for _ in range(2))
+    out = dense(case, lse=found, tiling=Tiling(tokens=16, programs=programs))
+    pool = (case.keys, case.values, case.block_table, case.slots, case.lengths, case.positions)
+    reference = dense_paged_attention_reference(case.query, *pool, SCALING, case.page_size, lse=wanted)
+    assert close(out, reference) and error_ratio(found, wanted) < BOUND[DTYPE]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -73,6 +73,29 @@ def test_mean_attention_of_the_rows(score, dtype, rows, query_heads, kv_heads, h
 
 
 @BOTH
+def test_rows_of_infinite_sums_do_not_count(score):
+    """So rows that were rejected are left out of a round's mean."""
+    case = draft_case([150, 33], rows=3)
+    places = case.export().places
+    lse = torch.stack([exact(case, request)[0] for request in range(2)]).float()
+    outs = []
+    for first in (False, True):
+        heads_out = torch.full((2, int(places.max()) + 2, 192), NAN, device=DEVICE)
+        own_out = torch.full((len(case.batch.block_table), case.keys.shape[1], 192), NAN, device=DEVICE)
+        kept = torch.zeros(3, dtype=torch.bool, device=DEVICE)
+        kept[:1] = first
+        kept[1:] = not first
+        sums = lse.masked_fill(~kept[:, None], float("inf"))
+        score(case.query, case.keys, case.batch, sums, places, SCALING, heads_out=heads_out, own_out=own_out)
+        outs.append(own_out[case.batch.slots])
+    for request, length in enumerate((150, 33)):
+        whole = exact(case, request)[1].unflatten(0, (case.keys.shape[1], -1)).mean(1)
+        parts = sum(out[request, :, :length].double() for out in outs)
+        assert error_ratio(parts, whole) < 1e-2
+        assert all(out[request, :, :length].isfinite().all() and out[request].any() for out in outs)
+
+
+@BOTH
 def test_only_the_requests_slots_are_written(score):
     case = draft_case(LENGTHS)
     _, own_out = run(case, score)

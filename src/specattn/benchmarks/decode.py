@@ -85,7 +85,7 @@ def random_pair(name: str, shape: PairShape, plan: Plan, device: torch.device) -
 
 def _positions(plan: Plan, rounds: int) -> int:
     """Positions that rotary tables must cover: whole pages."""
-    return max(plan.contexts) + rounds * (plan.gamma + 1) + 16
+    return max(plan.contexts) + plan.room(rounds) + 16
 
 
 def _checked(report: Report) -> Report:

@@ -68,10 +68,15 @@ def check_rounds(
 
 
 def shortfall(logits: Tensor, tokens: Tensor) -> float:
-    """How far the worst of ``tokens`` ``[...]`` is below the best of ``logits`` ``[..., vocab]``, in deviations."""
+    """How far the worst of ``tokens`` is below the best of ``logits``, see :func:`shortfalls`."""
+    return float(shortfalls(logits, tokens).amax())
+
+
+def shortfalls(logits: Tensor, tokens: Tensor) -> Tensor:
+    """How far each of ``tokens`` ``[...]`` is below the best of ``logits`` ``[..., vocab]``, in deviations."""
     logits = logits.double()
     chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    return float(((logits.amax(-1) - chosen) / logits.std(-1)).amax())
+    return (logits.amax(-1) - chosen) / logits.std(-1)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from specattn.benchmarks.continuation import Continuation, continue_texts, read_texts
+from specattn.benchmarks.cycles import Cycles, continue_losslessly
+from specattn.benchmarks.cycles import room as cycles_room
 from specattn.benchmarks.imposed import check_density
 from specattn.benchmarks.report import Report
 from specattn.benchmarks.setting import MODES, FastPair, Setting, Steady
@@ -23,10 +25,15 @@ from specattn.evaluation.documents import Document
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, WINDOW
 from specattn.gamma import check_gamma
+from specattn.selection.base import Method
 from specattn.selection.specattn import SpecAttn
 
 RATED = (32768, 16)
 """Context and batch at which the share of the selection is rated."""
+
+
+AMISS = 1e-2
+"""Share of lossless tokens that may fall short: over many layers in a short dtype a few differ by more than usual."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Plan:
         acceptance: share of the proposals that stand: both imposed where weights are random.
         method: how sparse rounds select.
         resident: requests with pages of their own, see :class:`specattn.benchmarks.setting.Setting`; all if ``None``.
+        lossless: after how many tokens cycles of the lossless mode verify, or ``auto``; none are timed if ``None``.
+        lossless_method: what runs ahead in them; ``method`` if ``None``.
     """
 
     contexts: Sequence[int]
@@ -48,6 +57,8 @@ class Plan:
     density: float = 0.1
     acceptance: float = 0.7
     resident: int | None = None
+    lossless: int | str | None = None
+    lossless_method: Method | None = None
 
     def check(self) -> None:
         """Refuse what cannot be timed.
@@ -69,6 +80,11 @@ class Plan:
                 raise UsageError(
                     f"context {context} is below {least}, which the method always reads; give more"
                 )
+
+    def room(self, rounds: int) -> int:
+        """Tokens that ``rounds`` rounds, or the cycles of the lossless mode, may add to each request."""
+        cycles = 0 if self.lossless is None else cycles_room(self.lossless, self.gamma)
+        return max(rounds * (self.gamma + 1), cycles)
 
     @property
     def cells(self) -> Iterator[tuple[int, int]]:
@@ -116,7 +132,7 @@ class Rounds:
 
     def _measure_cell(self, batch: int, context: int) -> None:
         plan = self.plan
-        room = (self.timer.repeats + 1 if self.texts else 1) * (plan.gamma + 1)
+        room = plan.room(self.timer.repeats + 1 if self.texts else 1)
         resident = None if self.texts else plan.resident
         setting = Setting(self.pair, batch, context, plan.gamma, room, resident)
         starts = read_texts(setting, self.texts) if self.texts else None
@@ -128,6 +144,12 @@ class Rounds:
             found = None if starts is None else continue_texts(setting, round, starts, self.timer)
             rows[mode] = self._row(setting, round, mode, found)
             del round
+        if starts is not None and plan.lossless is not None:
+            method = plan.lossless_method or plan.method
+            cycles = continue_losslessly(setting, starts, method, plan.lossless)
+            what = f"{self.pair.name}, lossless cycles, batch {batch}, context {context}: what is delivered"
+            self.report.check(what, cycles.amiss, AMISS)
+            rows["lossless"] = self._lossless_row(setting, method, cycles, starts.texts)
         _add_shares(rows, self.bandwidth)
         for row in rows.values():
             self.report.row(**row)
@@ -165,6 +187,32 @@ class Rounds:
         elif setting.resident < setting.batch:
             row["resident"] = setting.resident
         return row
+
+    def _lossless_row(self, setting: Setting, method: Method, found: Cycles, texts: int) -> dict[str, Any]:
+        """The same of a cycle of the lossless mode, which is what counts as a round here."""
+        gamma = 0 if found.acceptance is None else setting.gamma
+        passes = self.pair.weight_bytes(0) + found.largest_rounds * self.pair.weight_bytes(gamma)
+        return {
+            "shape": self.pair.name,
+            "weights": "trained",
+            "batch": setting.batch,
+            "context": setting.context,
+            "mode": "lossless",
+            "method": method.spec(),
+            "gamma": gamma,
+            "acceptance": found.acceptance,
+            "kv_read_fraction": found.read / found.full,
+            "tokens_a_round": found.tokens,
+            "tokens_ahead": found.ahead,
+            "sparse_rounds": found.rounds,
+            "dense_reads_per_token": 1 / found.tokens,
+            "ms": found.ms,
+            "tokens_per_second": setting.batch * found.tokens / found.ms * 1e3,
+            "verification_ms": found.dense_ms,
+            "bytes": passes + found.read + found.draft_read,
+            "wall_ms": found.wall_ms,
+            "texts": texts,
+        }
 
     def _parts(self, steady: Steady) -> dict[str, float]:
         """Milliseconds of what a round begins with, by itself."""
@@ -210,6 +258,9 @@ def _add_ratios(report: Report, name: str, rows: dict[str, dict[str, Any]], batc
     key = f"{name}_{context_label(context)}_b{batch}"
     report.ratio(f"{key}_vs_speculation", speeds["sparse"] / speeds["dense"])
     report.ratio(f"{key}_vs_plain", speeds["sparse"] / speeds["plain"])
+    if "lossless" in speeds:
+        report.ratio(f"{key}_lossless_vs_speculation", speeds["lossless"] / speeds["dense"])
+        report.ratio(f"{key}_lossless_vs_plain", speeds["lossless"] / speeds["plain"])
     if (context, batch) == RATED:
         worst = report.ratios.get("selection_overhead", 0.0)
         report.ratio("selection_overhead", max(worst, rows["sparse"]["selection_share"]))

@@ -30,6 +30,17 @@ MODES = ("plain", "dense", "sparse")
 """Without a draft; with one, all tokens verified against everything; with one that says what is read."""
 
 
+def check_cycles(models: Sequence[PreTrainedModel], method: Method) -> None:
+    """Refuse a method whose lossless cycles have no fast path.
+
+    Raises:
+        UsageError: saying why.
+    """
+    reason = unsupported(method, models, lossless=True)
+    if reason is not None:
+        raise UsageError(f"lossless cycles of these models cannot be timed: {reason}")
+
+
 def check_fast(models: Sequence[PreTrainedModel], method: Method) -> SpecAttn:
     """The method, if it and the models can take the fast path.
 

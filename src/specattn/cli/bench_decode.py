@@ -19,11 +19,13 @@ from specattn.cli.options import (
     Dtype,
     FixedGamma,
     Json,
+    LosslessEvery,
     MappingFile,
     MethodName,
     MethodOptions,
     PairName,
     Target,
+    parse_every,
 )
 from specattn.cli.output import check_output, check_plot, console
 from specattn.errors import UsageError
@@ -38,6 +40,7 @@ SHOWN = (
     "mode",
     "density",
     "tokens_a_round",
+    "dense_reads_per_token",
     "ms",
     "draft_ms",
     "selection_ms",
@@ -107,6 +110,24 @@ def decode(
             rich_help_panel=METHOD,
         ),
     ] = 0.7,
+    lossless: Annotated[
+        bool,
+        typer.Option(
+            "--lossless",
+            help="Time the lossless mode as well, with trained weights.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
+    lossless_every: LosslessEvery = None,
+    lossless_method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What runs ahead in lossless cycles, with its options; one that needs no draft does without.",
+            show_default="the method",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     mapping: MappingFile = None,
     vllm: Annotated[
         Path | None,
@@ -132,22 +153,34 @@ def decode(
     """
     from specattn.benchmarks.decode import check_vllm, compare_with_vllm, read_vllm, run_shapes
     from specattn.benchmarks.kernels import check_gpu
-    from specattn.benchmarks.setting import check_fast
+    from specattn.benchmarks.setting import check_cycles, check_fast
     from specattn.benchmarks.shapes import check_shapes
+    from specattn.every import AUTO
+    from specattn.lossless import check_lossless
     from specattn.selection.registry import parse_method, parse_options
 
     models = Models(pair, target, draft, None, dtype)
-    _check_choice(models, shape, text, mapping, vllm)
+    _check_choice(models, shape, text, mapping, vllm, lossless=lossless)
+    every = parse_every(lossless_every)
     names = shape or ["llama31"]
     check_shapes(names)
+    selection = parse_method(method, **parse_options(options or []))
+    ahead = selection if lossless_method is None else parse_method(lossless_method)
+    check_lossless(ahead, lossless, every)
+    if lossless_method is not None and not lossless:
+        raise UsageError("--lossless-method has no effect without --lossless; add it, or leave this out")
+    if lossless:
+        check_cycles((), ahead)
     plan = _plan(
         contexts=sorted(set(context or [2048, 8192, 32768])),
         batches=sorted(set(batch or [1, 4, 16])),
-        method=check_fast((), parse_method(method, **parse_options(options or []))),
+        method=check_fast((), selection),
         gamma=gamma,
         density=density,
         acceptance=acceptance,
         resident=resident,
+        lossless=(AUTO if every is None else every) if lossless else None,
+        lossless_method=ahead,
     )
     peers = read_vllm(vllm)
     check_vllm(peers, names, plan)
@@ -169,7 +202,13 @@ def decode(
 
 
 def _check_choice(
-    models: Models, shape: list[str] | None, text: list[Path] | None, mapping: Path | None, vllm: Path | None
+    models: Models,
+    shape: list[str] | None,
+    text: list[Path] | None,
+    mapping: Path | None,
+    vllm: Path | None,
+    *,
+    lossless: bool,
 ) -> None:
     """Refuse options that say nothing of what is to be timed."""
     if models.named and shape:
@@ -178,6 +217,10 @@ def _check_choice(
         raise UsageError("a pair with trained weights continues texts; give one with --text FILE")
     if models.named and vllm:
         raise UsageError("--vllm holds figures of shapes with random weights; leave the pair out")
+    if not models.named and lossless:
+        raise UsageError(
+            "of random weights a dense pass verifies nothing that says how fast --lossless is; name a pair"
+        )
     if not models.named and (text or mapping):
         raise UsageError("random weights continue no text and have a mapping of their own; name a pair")
 
@@ -200,11 +243,11 @@ def _run_pair(
 
     calibrated = load_mapping(mapping)
     found = models.find()
-    longest = max(plan.contexts) + (repeats + 1) * (plan.gamma + 1)
+    longest = max(plan.contexts) + plan.room(repeats + 1)
     if longest > found.context_limit:
         raise UsageError(
-            f"{repeats} rounds behind {max(plan.contexts):,} tokens come to {longest:,} and the models' context ends "
-            f"at {found.context_limit:,}; lower --context or --repeats"
+            f"with what is decoded behind {max(plan.contexts):,} tokens texts come to {longest:,} and the models' "
+            f"context ends at {found.context_limit:,}; lower --context, --repeats or --lossless-every"
         )
     calibrated = resolve_mapping(found, plan.method, calibrated)
     assert calibrated is not None

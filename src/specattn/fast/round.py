@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specattn.acceptance import verify, verify_greedy
+from specattn.acceptance import Verdict, verify, verify_greedy
 from specattn.fast.draft import DraftSteps, ExportedScores
 from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
@@ -77,11 +77,12 @@ class FastRound:
     def run(self) -> Tensor:
         """The round of the requests in ``slots``, and its report, see :meth:`Requests.report`."""
         inputs = self.requests.inputs(self.slots, self.sampling)
-        outcome = self._outcome(inputs)
+        outcome = self.outcome(inputs)
         self.requests.advance(inputs, outcome)
         return self.requests.report(inputs, outcome)
 
-    def _outcome(self, inputs: RoundInputs) -> Outcome:
+    def outcome(self, inputs: RoundInputs) -> Outcome:
+        """What a round yields that begins with ``inputs``; nobody is moved on."""
         proposal = self.propose(inputs)
         tokens = inputs.recent[:, 1:]
         if proposal is not None:
@@ -90,17 +91,20 @@ class FastRound:
         if proposal is None:
             token = self._choose(inputs, logits, Stream.NEXT, 0)[0]
             return Outcome(token, torch.ones_like(token[:, 0]))
+        return Outcome.of(proposal.tokens, self._judge(inputs, proposal, logits))
+
+    def _judge(self, inputs: RoundInputs, proposal: Proposal, logits: Tensor) -> Verdict:
+        """Which of the proposed tokens stand, by the target's ``logits``."""
         if not inputs.sampling.sampled:
-            return Outcome.of(proposal.tokens, verify_greedy(proposal.tokens, logits.argmax(-1)))
+            return verify_greedy(proposal.tokens, logits.argmax(-1))
         draws = inputs.batch
-        verdict = verify(
+        return verify(
             proposal.tokens,
             proposal.probabilities,
             warp(logits, inputs.sampling),
-            draws.uniform(Stream.ACCEPT, torch.arange(self.gamma, device=tokens.device)),
+            draws.uniform(Stream.ACCEPT, torch.arange(self.gamma, device=logits.device)),
             draws.uniform(Stream.NEXT, 0),
         )
-        return Outcome.of(proposal.tokens, verdict)
 
     def propose(self, inputs: RoundInputs) -> Proposal | None:
         """The draft's tokens, if there are to be any; its scores are left behind for the selection."""
@@ -131,9 +135,7 @@ class FastRound:
     def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
-        selection = None
-        if self.selector is not None and self.scores is not None:
-            selection = self.selector.select(self.scores, lengths, rows)
+        selection = self._select(inputs, rows)
         self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
@@ -147,6 +149,12 @@ class FastRound:
             return self.operations.sparse_attention(*pool, lists, *where, workspace=self.workspace)
 
         return self.target.logits(tokens, slots, positions, attend, rows)
+
+    def _select(self, inputs: RoundInputs, rows: int) -> Selection | None:
+        """The lists ``[batch, layers, kv_heads, ...]`` of the target's pass, if it is to have any."""
+        if self.selector is None or self.scores is None:
+            return None
+        return self.selector.select(self.scores, inputs.lengths, rows)
 
     def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
         """Account for what the round reads, all layers at once."""

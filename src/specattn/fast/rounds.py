@@ -12,6 +12,20 @@ from specattn.sampling import SamplingState
 from specattn.speculation import Speculator
 
 
+class AskedSampling:
+    """What the requests' sampling tells the host; worked out when they change."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[int, ...], SamplingState] = ((), SamplingState.of([]))
+
+    def of(self, requests: Mapping[int, ActiveRequest]) -> SamplingState:
+        """What that of ``requests`` tells."""
+        if self._known[0] != tuple(requests):
+            params = [active.request.sampling for active in requests.values()]
+            self._known = (tuple(requests), SamplingState.of(params))
+        return self._known[1]
+
+
 class FastRounds:
     """Rounds whose requests stand where the device knows; see :class:`specattn.rounds.Rounds`."""
 
@@ -20,7 +34,7 @@ class FastRounds:
     def __init__(self, slow: Speculator) -> None:
         self.speculator = FastSpeculator(slow)
         self._variants = Variants(self.speculator)
-        self._asked: tuple[tuple[int, ...], SamplingState] = ((), SamplingState.of([]))
+        self._asked = AskedSampling()
 
     def enter(self, active: ActiveRequest) -> None:
         """Tell the device where the request stands."""
@@ -31,16 +45,9 @@ class FastRounds:
         speculator = self._variants.of(plan)
         assert isinstance(speculator, FastSpeculator)
         slots = [active.slot for active in requests.values()]
-        land = speculator.launch(slots, plan.gamma, self._sampling(requests))
+        land = speculator.launch(slots, plan.gamma, self._asked.of(requests))
         return Flight(requests, plan, size_of(requests), land)
 
     def commit(self, active: ActiveRequest, plan: Plan) -> None:
         """Set the caches' lengths, which prefill and the host's account go by."""
         self._variants.of(plan).commit(active.slot, active.length)
-
-    def _sampling(self, requests: Mapping[int, ActiveRequest]) -> SamplingState:
-        """What the requests' sampling tells the host; worked out when they change."""
-        if self._asked[0] != tuple(requests):
-            params = [active.request.sampling for active in requests.values()]
-            self._asked = (tuple(requests), SamplingState.of(params))
-        return self._asked[1]

@@ -15,14 +15,17 @@ from specattn.sampling import Stream
 from specattn.selection.base import Method, Selection
 from specattn.selection.budget import budget_tokens
 from specattn.selection.random import round_numbers
+from specattn.selection.self import Self
 from specattn.selection.specattn import SpecAttn
 from specattn.selection.weighted_tail import comb_shift
 
 
-def unsupported(method: Method) -> str | None:
+def unsupported(method: Method, *, lossless: bool = False) -> str | None:
     """Why the fast path cannot select for ``method``; ``None`` if it can."""
     if method.name == "dense":
         return None
+    if isinstance(method, Self):
+        return None if lossless else f"{method.name} has a fast path in the lossless mode only"
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} has no fast path yet: dense and specattn have"
     wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean", "centroids": 0, "signals": "draft"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +27,25 @@ from specattn.speculation import Batch, Outcome, Speculator
 Landing = PinnedLanding | HostLanding
 
 
-def unsupported(method: Method, models: Sequence[PreTrainedModel]) -> str | None:
+def unsupported(method: Method, models: Sequence[PreTrainedModel], *, lossless: bool = False) -> str | None:
     """Why these models and this method cannot take the fast path; ``None`` if they can."""
-    reasons = [selector.unsupported(method)]
+    reasons = [selector.unsupported(method, lossless=lossless)]
     for model in models:
         reasons += [decoder.unsupported(model), decoder.lacks_kernels(model)]
     return next(filter(None, reasons), None)
 
 
+class Work(Protocol):
+    """What one launch does for the requests in ``slots``."""
+
+    slots: Tensor
+
+    def run(self) -> Tensor:
+        """Do it, and report."""
+
+
 @dataclass
-class _Shared:
+class Shared:
     """What all variants of a speculator have in common.
 
     Attributes:
@@ -53,31 +62,43 @@ class _Shared:
     attended: DraftMemory | None = None
 
     @classmethod
-    def of(cls, speculator: Speculator, operations: Operations | None) -> _Shared:
-        target, draft = speculator.target, speculator.draft
-        captured = target.device.type == "cuda" and (operations is None or operations.captured)
-        meters = [runner.meter for runner in (target, draft) if runner is not None]
+    def of(cls, speculator: Speculator, operations: Operations | None) -> Shared:
+        """For the models of ``speculator``, which are merged."""
+        draft, vocab_size = speculator.draft, speculator.vocab_size
+        return cls.between(
+            FastModel.of(speculator.target, vocab_size, operations),
+            None if draft is None else FastModel.of(draft, vocab_size, operations),
+        )
+
+    @classmethod
+    def between(cls, target: FastModel, draft: FastModel | None) -> Shared:
+        """For models that are merged already."""
+        runner = target.runner
+        captured = runner.device.type == "cuda" and target.decoder.operations.captured
+        meters = [model.runner.meter for model in (target, draft) if model is not None]
         return cls(
-            FastModel.of(target, speculator.vocab_size, operations),
-            None if draft is None else FastModel.of(draft, speculator.vocab_size, operations),
-            Requests(target.cache.spare_slot, target.device, meters),
+            target,
+            draft,
+            Requests(runner.cache.spare_slot, runner.device, meters),
             torch.cuda.graph_pool_handle() if captured else None,
         )
 
 
 @dataclass
-class _Ready:
+class Ready:
     """A round of one shape, ready to run.
 
     Attributes:
         slots: whose round it is; ``padding`` behind them.
         landings: places of reports, in turn: one is read while the next round writes another.
+        first: what is to run before the first of several rounds, if anything is.
     """
 
     slots: Tensor
     padding: int
     run: Run
     landings: Iterator[Landing]
+    first: Run | None = None
     _held: tuple[int, ...] = ()
 
     def assign(self, slots: Sequence[int]) -> None:
@@ -103,11 +124,12 @@ class FastSpeculator(Speculator):
     """
 
     def __init__(
-        self, slow: Speculator, operations: Operations | None = None, *, shared: _Shared | None = None
+        self, slow: Speculator, operations: Operations | None = None, *, shared: Shared | None = None
     ) -> None:
         super().__init__(slow.target, slow.draft, slow.method, slow.mapping, slow.vocab_size, slow.observer)
-        self._shared = shared or _Shared.of(slow, operations)
-        self._rounds: dict[tuple[object, ...], _Ready] = {}
+        self.scores = slow.scores
+        self._shared = shared or Shared.of(slow, operations)
+        self._rounds: dict[tuple[object, ...], Ready] = {}
 
     def variant(self, *, drafting: bool, sparse: bool) -> Speculator:
         """See :meth:`specattn.speculation.Speculator.variant`; requests stand where they stand for this one."""
@@ -154,20 +176,20 @@ class FastSpeculator(Speculator):
     def _drafts_sparsely(self, gamma: int) -> bool:
         return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
 
-    def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> _Ready:
+    def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> Ready:
         padded = 1 << (requests - 1).bit_length()
         key = (padded, gamma, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
         if key not in self._rounds:
             self._rounds[key] = self._build(padded, gamma, sampling)
         return self._rounds[key]
 
-    def _build(self, batch: int, gamma: int, sampling: SamplingState) -> _Ready:
+    def _build(self, batch: int, gamma: int, sampling: SamplingState) -> Ready:
         cache, shared = self.target.cache, self._shared
         length = cache.block_table.shape[1] * cache.page_size
         if self._drafts_sparsely(gamma) and shared.attended is None:
             assert shared.draft is not None
             shared.attended = DraftMemory(shared.draft, length)
-        round = FastRound(
+        round = self._make(
             shared.target,
             None if self.draft is None else shared.draft,
             self.method,
@@ -179,15 +201,27 @@ class FastSpeculator(Speculator):
             length=length,
             memory=shared.attended,
         )
-        run, landings = self._prepare(round, batch, gamma + 2 + READS)
-        return _Ready(round.slots, shared.requests.padding, run, itertools.cycle(landings))
+        return self._prepare(round, batch, self._width(gamma))
 
-    def _prepare(self, round: FastRound, batch: int, width: int) -> tuple[Run, Sequence[Landing]]:
-        if self.target.device.type != "cuda":
-            return round.run, [HostLanding() for _ in range(2)]
-        landings = [PinnedLanding(batch, width) for _ in range(2)]
+    def _make(self, *parts: Any, **shape: Any) -> FastRound:
+        return FastRound(*parts, **shape)
+
+    def _width(self, gamma: int) -> int:
+        """Columns of a round's report."""
+        return gamma + 2 + READS
+
+    def _prepare(self, work: Work, batch: int, width: int) -> Ready:
+        """``work`` as it will run, with places for its reports."""
+        landings: Sequence[Landing] = [HostLanding() for _ in range(2)]
+        if self.target.device.type == "cuda":
+            landings = [PinnedLanding(batch, width) for _ in range(2)]
+        run = self._captured(work.run)
+        return Ready(work.slots, self._shared.requests.padding, run, itertools.cycle(landings))
+
+    def _captured(self, run: Run) -> Run:
+        """``run`` as a graph, where there are graphs."""
         if self._shared.memory is None:
-            return round.run, landings
+            return run
         from specattn.fast.graph import CapturedRound
 
-        return CapturedRound(round.run, self._shared.memory), landings
+        return CapturedRound(run, self._shared.memory)

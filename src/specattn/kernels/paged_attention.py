@@ -83,6 +83,7 @@ def dense_paged_attention(
     page_size: int,
     *,
     out: Tensor | None = None,
+    lse: Tensor | None = None,
     workspace: Workspace | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
@@ -93,7 +94,7 @@ def dense_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(lengths[:, None].expand(-1, keys.shape[1]), block_table.shape[1] * page_size)
-    return _attend(query, pool, lists, positions, scaling, out, None, workspace, tiling)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, tiling)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def dense_paged_attention_reference(
     positions: Tensor,
     scaling: float,
     page_size: int,
+    lse: Tensor | None = None,
     **_: object,
 ) -> Tensor:
     """Softmax attention over the first ``lengths`` tokens of each slot."""
@@ -54,5 +55,5 @@ def dense_paged_attention_reference(
     mask = (token < lengths[:, None])[:, None].expand(-1, keys.shape[1], -1)
     selection = Selection.from_mask(mask)
     return sparse_paged_attention_reference(
-        query, keys, values, block_table, slots, selection, positions, scaling, page_size
+        query, keys, values, block_table, slots, selection, positions, scaling, page_size, lse
     )
