@@ -25,7 +25,15 @@ def unsupported(method: Method) -> str | None:
         return None
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} has no fast path yet: dense and specattn have"
-    wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean", "centroids": 0, "signals": "draft"}
+    wanted = {
+        "aggregate": "mean",
+        "granularity": "token",
+        "gqa": "mean",
+        "centroids": 0,
+        "signals": "draft",
+        "rate": 0,
+        "power": 1,
+    }
     for option, value in wanted.items():
         if getattr(method, option) != value:
             return f"{method.name} has a fast path for {option}={value} only"

@@ -17,6 +17,7 @@ from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.centroids import check_centroids, with_centroids
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
+from specattn.selection.even_rate import check_power, check_rate, even_rate_lists
 from specattn.selection.groups import POLICIES, select_for_groups
 from specattn.selection.signals import check_signals, joined
 from specattn.selection.verified_tail import Promise, Residual, check_promise, verified_lists
@@ -46,7 +47,11 @@ class SpecAttn(Method):
         centroids: tokens a page, of which what is not read is represented by its mean key and value; 0: by nothing.
         tail: tokens sampled from what the nucleus leaves out, which stand for all of it: a fraction of the context up
             to 1, a token count above; 0 for none. With ``eps`` it is the most that may be sampled; 0 for no limit.
+        rate: instead of a nucleus and a tail, tokens are drawn at one rate in all heads: the share of the context that
+            a head with flat attention reads, and no head reads more; 0 for none. Then ``p`` says nothing.
         a: share of uniform probability in the sample; the rest is the mapped attention.
+        power: a sampled token that was drawn with probability pi counts ``pi ** -power`` times: 1 has no bias, less
+            varies less.
         seed: of the sample, which also depends on where the round begins.
         eps, delta: sample as many as keep each query's output within a relative error of ``eps`` in all but ``delta``
             of the cases; an ``eps`` of 0 promises nothing.
@@ -69,7 +74,9 @@ class SpecAttn(Method):
     refresh: int = 0
     centroids: int = 0
     tail: float = 0
+    rate: float = 0
     a: float = 0.2
+    power: float = 1.0
     seed: int = 0
     eps: float = 0
     delta: float = 0.05
@@ -89,6 +96,9 @@ class SpecAttn(Method):
         check_signals(self)
         check_tail(self.name, self.tail, self.a)
         check_promise(self.name, self.eps, self.delta, self.pilot)
+        replaced = bool(self.tail or self.eps or self.centroids or self.granularity == "page")
+        check_rate(self.name, self.rate, replaced=replaced)
+        check_power(self.name, self.power, promised=bool(self.eps))
         check_centroids(self.name, self.centroids, sampled=bool(self.tail or self.eps))
 
     @property
@@ -102,7 +112,7 @@ class SpecAttn(Method):
 
     @property
     def wrappable(self) -> bool:
-        return not (self.tail or self.eps or self.centroids or self.refresh)
+        return not (self.tail or self.rate or self.eps or self.centroids or self.refresh)
 
     @property
     def promised_error(self) -> float | None:
@@ -114,6 +124,8 @@ class SpecAttn(Method):
         weights = self._mapped(state)
         if state.scores is not None:
             weights = joined(weights, state)
+        if self.rate:
+            return self._at_rate(state, weights.mean(1))
         batch = weights.shape[0]
 
         def top_p(scores: Tensor) -> Tensor:
@@ -133,7 +145,7 @@ class SpecAttn(Method):
         if self.eps:
             return Residual(mask, residual_weights(state, mask, weights.mean(1), self.a))
         if self.tail:
-            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed)
+            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed, self.power)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
@@ -141,6 +153,24 @@ class SpecAttn(Method):
         if state.round.scores is not None:
             selection = replace(selection, extra_bytes=selection.extra_bytes + state.round.scores.nbytes)
         return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
+
+    def _at_rate(self, state: RoundState, density: Tensor) -> Selection:
+        """Lists that are drawn: what is always read, and in turns everything, stays certain."""
+        position = torch.arange(density.shape[-1], device=density.device)
+        ends = state.lengths[:, None]
+        forced = (position < self.sink) | (position >= ends - self.window - state.rows)
+        if state.scores is not None:
+            forced = forced | state.scores.everything[:, None]
+        forced = forced & _visible(state, density.shape[-1])
+        return even_rate_lists(
+            state,
+            forced[:, None, None],
+            density,
+            self.rate,
+            a=self.a,
+            power=self.power,
+            seed=self.seed,
+        )
 
     def _lists(self, state: LayerState) -> Selection:
         if isinstance(state.prepared, Residual):
