@@ -33,6 +33,7 @@ def unsupported(method: Method) -> str | None:
         "signals": "draft",
         "rate": 0,
         "power": 1,
+        "every_row": False,
     }
     for option, value in wanted.items():
         if getattr(method, option) != value:

@@ -38,6 +38,8 @@ class SpecAttn(Method):
         map: ``heads``, a mixture of all draft heads for each KV head; ``global``, the same over a few draft heads;
             ``layer``, the paper's one draft layer for each target layer.
         aggregate: ``mean``, one nucleus of the rows' mean; ``union``, the rows' nuclei joined (paper).
+        every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
+            others speak for it.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
@@ -65,6 +67,7 @@ class SpecAttn(Method):
     p: float = 0.95
     map: str = "heads"
     aggregate: str = "mean"
+    every_row: bool = False
     sink: int = 4
     window: int = 16
     granularity: str = "token"
@@ -104,7 +107,8 @@ class SpecAttn(Method):
     @property
     def needs(self) -> Need:
         scores = Need.SCORES if self.signals == "both" else Need.NOTHING
-        return Need.DRAFT | Need.MAPPING | scores
+        last = Need.EVERY_ROW if self.every_row else Need.NOTHING
+        return Need.DRAFT | Need.MAPPING | scores | last
 
     @property
     def stores(self) -> tuple[StoreSpec, ...]:
