@@ -37,7 +37,8 @@ class SpecAttn(Method):
         p: share of the mapped attention mass that is read.
         map: ``heads``, a mixture of all draft heads for each KV head; ``global``, the same over a few draft heads;
             ``layer``, the paper's one draft layer for each target layer.
-        aggregate: ``mean``, one nucleus of the rows' mean; ``union``, the rows' nuclei joined (paper).
+        aggregate: ``mean``, one nucleus of the rows' mean; ``rms``, of their root mean square; ``union``, the rows'
+            nuclei joined (paper).
         every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
             others speak for it.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
@@ -91,7 +92,7 @@ class SpecAttn(Method):
         check_probability(self.name, "p", self.p)
         check_probability(self.name, "draft_p", self.draft_p)
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
-        check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
+        check_choice(self.name, "aggregate", self.aggregate, ("mean", "rms", "union"))
         check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
@@ -194,13 +195,19 @@ class SpecAttn(Method):
         assert draft is not None and mapping is not None
         if self.map == "layer":
             rows = draft.by_layer()[:, :, mapping.layer_map][:, :, :, None]
-            return rows.mean(1, keepdim=True) if self.aggregate == "mean" else rows
+            return self._aggregated(rows)
         rows = draft.probabilities
         if self.aggregate == "mean":
             rows = rows.mean(1, keepdim=True)
         mixture = self._mixture(state)
         mixed = torch.matmul(mixture.flatten(0, 1), rows)
-        return mixed.unflatten(2, mixture.shape[:2])
+        return self._aggregated(mixed.unflatten(2, mixture.shape[:2]))
+
+    def _aggregated(self, rows: Tensor) -> Tensor:
+        """One row for all, unless each is to have its nucleus."""
+        if self.aggregate == "mean":
+            return rows.mean(1, keepdim=True)
+        return rows.square().mean(1, keepdim=True).sqrt() if self.aggregate == "rms" else rows
 
     def _mixture(self, state: RoundState) -> Tensor:
         """Weights ``[layers, heads, draft heads]``: of KV heads, or of query heads where the policy needs them."""
