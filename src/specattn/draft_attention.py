@@ -55,6 +55,11 @@ class DraftAttention:
         self.heads = heads
         self.probabilities = torch.zeros(batch, rows, heads.count, length, device=device)
 
+    @property
+    def rows(self) -> int:
+        """Draft steps of the round."""
+        return self.probabilities.shape[1]
+
     def wants(self, layer: int) -> bool:
         """Whether any head of ``layer`` is kept."""
         return layer in self.heads.layers

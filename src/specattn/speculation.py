@@ -175,7 +175,7 @@ class Speculator:
         return DraftAttention(
             self._exported_heads,
             batch=len(lengths),
-            rows=gamma,
+            rows=gamma + (Need.EVERY_ROW in self.method.needs),
             length=max(lengths) + gamma + 1,
             device=self.draft.device,
         )
@@ -228,7 +228,12 @@ class Speculator:
             starts = [length + row + 1 for length in batch.lengths]
             tokens.append(fed)
             probabilities.append(probs)
-        return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if gamma else None
+        if not gamma:
+            return None
+        if export is not None and export.rows > gamma:
+            step = draft.step(batch.slots, starts, 1, ExportAttend(export, gamma, 1))
+            draft.forward(step, fed, 1)
+        return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1))
 
     def _verify(self, batch: Batch, proposal: Proposal | None, export: DraftAttention | None) -> Tensor:
         """The target's distributions ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""

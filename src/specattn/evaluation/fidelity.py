@@ -325,10 +325,14 @@ class _Session:
         return self._logits(speculator.target, step, start, count)
 
     def _draft_rows(self, speculator: Speculator, start: int, steps: int) -> DraftAttention | None:
-        """The draft's attention in ``steps`` steps from position ``start`` on, in one pass over the known tokens."""
+        """The draft's attention in ``steps`` steps from position ``start`` on, in one pass over the known tokens.
+
+        One more if the method wants every row.
+        """
         export = speculator.export([start] * len(self.slots), steps)
         if export is None or self.draft is None:
             return None
+        steps = export.rows
         attend = _StepwiseExport(export, 0, steps)
         step = self._step(self.draft, start - 1, steps + 1, attend, metered=True)
         self.draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)

@@ -100,6 +100,8 @@ class Need(enum.Flag):
     NOTHING = 0
     DRAFT = enum.auto()
     """The draft's attention rows of the round."""
+    EVERY_ROW = enum.auto()
+    """Of the round's last row too: one more step of the draft, whose proposal is not used."""
     MAPPING = enum.auto()
     """The calibrated map between the two models."""
     SCORES = enum.auto()

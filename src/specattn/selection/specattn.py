@@ -17,6 +17,7 @@ from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.centroids import check_centroids, with_centroids
 from specattn.selection.checks import check_at_least, check_choice, check_forced, check_probability
+from specattn.selection.even_rate import check_power, check_rate, even_rate_lists
 from specattn.selection.groups import POLICIES, select_for_groups
 from specattn.selection.signals import check_signals, joined
 from specattn.selection.verified_tail import Promise, Residual, check_promise, verified_lists
@@ -40,7 +41,10 @@ class SpecAttn(Method):
         p: share of the mapped attention mass that is read.
         map: ``heads``, a mixture of all draft heads for each KV head; ``global``, the same over a few draft heads;
             ``layer``, the paper's one draft layer for each target layer.
-        aggregate: ``mean``, one nucleus of the rows' mean; ``union``, the rows' nuclei joined (paper).
+        aggregate: ``mean``, one nucleus of the rows' mean; ``rms``, of their root mean square; ``union``, the rows'
+            nuclei joined (paper).
+        every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
+            others speak for it.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
@@ -50,7 +54,11 @@ class SpecAttn(Method):
         centroids: tokens a page, of which what is not read is represented by its mean key and value; 0: by nothing.
         tail: tokens sampled from what the nucleus leaves out, which stand for all of it: a fraction of the context up
             to 1, a token count above; 0 for none. With ``eps`` it is the most that may be sampled; 0 for no limit.
+        rate: instead of a nucleus and a tail, tokens are drawn at one rate in all heads: the share of the context that
+            a head with flat attention reads, and no head reads more; 0 for none. Then ``p`` says nothing.
         a: share of uniform probability in the sample; the rest is the mapped attention.
+        power: a sampled token that was drawn with probability pi counts ``pi ** -power`` times: 1 has no bias, less
+            varies less.
         seed: of the sample, which also depends on where the round begins.
         eps, delta: sample as many as keep each query's output within a relative error of ``eps`` in all but ``delta``
             of the cases; an ``eps`` of 0 promises nothing.
@@ -66,6 +74,7 @@ class SpecAttn(Method):
     p: float = 0.95
     map: str = "heads"
     aggregate: str = "mean"
+    every_row: bool = False
     sink: int = 4
     window: int = 16
     granularity: str = "token"
@@ -75,7 +84,9 @@ class SpecAttn(Method):
     refresh: int = 0
     centroids: int = 0
     tail: float = 0
+    rate: float = 0
     a: float = 0.2
+    power: float = 1.0
     seed: int = 0
     eps: float = 0
     delta: float = 0.05
@@ -89,7 +100,7 @@ class SpecAttn(Method):
         check_probability(self.name, "draft_p", self.draft_p)
         check_choice(self.name, "draft_keys", self.draft_keys, tuple(DRAFT_KEYS))
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
-        check_choice(self.name, "aggregate", self.aggregate, ("mean", "union"))
+        check_choice(self.name, "aggregate", self.aggregate, ("mean", "rms", "union"))
         check_forced(self.name, self.sink, self.window)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
@@ -97,12 +108,16 @@ class SpecAttn(Method):
         check_signals(self)
         check_tail(self.name, self.tail, self.a)
         check_promise(self.name, self.eps, self.delta, self.pilot)
+        replaced = bool(self.tail or self.eps or self.centroids or self.granularity == "page")
+        check_rate(self.name, self.rate, replaced=replaced)
+        check_power(self.name, self.power, promised=bool(self.eps))
         check_centroids(self.name, self.centroids, sampled=bool(self.tail or self.eps))
 
     @property
     def needs(self) -> Need:
         scores = Need.SCORES if self.signals == "both" else Need.NOTHING
-        return Need.DRAFT | Need.MAPPING | scores
+        last = Need.EVERY_ROW if self.every_row else Need.NOTHING
+        return Need.DRAFT | Need.MAPPING | scores | last
 
     @property
     def stores(self) -> tuple[StoreSpec, ...]:
@@ -115,7 +130,7 @@ class SpecAttn(Method):
 
     @property
     def wrappable(self) -> bool:
-        return not (self.tail or self.eps or self.centroids or self.refresh)
+        return not (self.tail or self.rate or self.eps or self.centroids or self.refresh)
 
     @property
     def promised_error(self) -> float | None:
@@ -127,6 +142,8 @@ class SpecAttn(Method):
         weights = self._mapped(state)
         if state.scores is not None:
             weights = joined(weights, state)
+        if self.rate:
+            return self._at_rate(state, weights.mean(1))
         batch = weights.shape[0]
 
         def top_p(scores: Tensor) -> Tensor:
@@ -146,7 +163,7 @@ class SpecAttn(Method):
         if self.eps:
             return Residual(mask, residual_weights(state, mask, weights.mean(1), self.a))
         if self.tail:
-            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed)
+            return add_tail(state, mask, weights.mean(1), self.tail, self.a, self.seed, self.power)
         return Selection.from_mask(mask)
 
     def select(self, state: LayerState) -> Selection:
@@ -154,6 +171,24 @@ class SpecAttn(Method):
         if state.round.scores is not None:
             selection = replace(selection, extra_bytes=selection.extra_bytes + state.round.scores.nbytes)
         return with_centroids(state, selection, PageMeans(self.centroids)) if self.centroids else selection
+
+    def _at_rate(self, state: RoundState, density: Tensor) -> Selection:
+        """Lists that are drawn: what is always read, and in turns everything, stays certain."""
+        position = torch.arange(density.shape[-1], device=density.device)
+        ends = state.lengths[:, None]
+        forced = (position < self.sink) | (position >= ends - self.window - state.rows)
+        if state.scores is not None:
+            forced = forced | state.scores.everything[:, None]
+        forced = forced & _visible(state, density.shape[-1])
+        return even_rate_lists(
+            state,
+            forced[:, None, None],
+            density,
+            self.rate,
+            a=self.a,
+            power=self.power,
+            seed=self.seed,
+        )
 
     def _lists(self, state: LayerState) -> Selection:
         if isinstance(state.prepared, Residual):
@@ -173,13 +208,19 @@ class SpecAttn(Method):
         assert draft is not None and mapping is not None
         if self.map == "layer":
             rows = draft.by_layer()[:, :, mapping.layer_map][:, :, :, None]
-            return rows.mean(1, keepdim=True) if self.aggregate == "mean" else rows
+            return self._aggregated(rows)
         rows = draft.probabilities
         if self.aggregate == "mean":
             rows = rows.mean(1, keepdim=True)
         mixture = self._mixture(state)
         mixed = torch.matmul(mixture.flatten(0, 1), rows)
-        return mixed.unflatten(2, mixture.shape[:2])
+        return self._aggregated(mixed.unflatten(2, mixture.shape[:2]))
+
+    def _aggregated(self, rows: Tensor) -> Tensor:
+        """One row for all, unless each is to have its nucleus."""
+        if self.aggregate == "mean":
+            return rows.mean(1, keepdim=True)
+        return rows.square().mean(1, keepdim=True).sqrt() if self.aggregate == "rms" else rows
 
     def _mixture(self, state: RoundState) -> Tensor:
         """Weights ``[layers, heads, draft heads]``: of KV heads, or of query heads where the policy needs them."""

@@ -35,7 +35,7 @@ def check_tail(method: str, tail: float, a: float) -> None:
 
 
 def add_tail(
-    state: RoundState, exact: Tensor, density: Tensor, tail: float, a: float, seed: int
+    state: RoundState, exact: Tensor, density: Tensor, tail: float, a: float, seed: int, power: float = 1.0
 ) -> Selection:
     """The lists of a round: the tokens of ``exact``, and a sample of the others that the round can see.
 
@@ -45,10 +45,11 @@ def add_tail(
             the KV heads, or query heads, whose groups are averaged.
         tail: tokens to draw for each list: a fraction of the context up to 1, a count above.
         a: the uniform share, in (0, 1].
+        power: a drawn token's weight is its probability to the power of ``-power``; 1 has no bias.
     """
     weights = residual_weights(state, exact, density, a)
     count = budget_tokens(tail, state.starts)[:, None, None]
-    return with_tail(exact, weights, count, random_weights(state, seed, 2, Stream.TAIL))
+    return with_tail(exact, weights, count, random_weights(state, seed, 2, Stream.TAIL), power)
 
 
 def residual_weights(state: RoundState, exact: Tensor, density: Tensor, a: float) -> Tensor:
@@ -150,7 +151,9 @@ def comb_shift(numbers: Tensor) -> Tensor:
     return (high << (UNIT_BITS - 24)) | (low >> (48 - UNIT_BITS))
 
 
-def with_tail(exact: Tensor, weights: Tensor, count: Tensor, numbers: Tensor) -> Selection:
+def with_tail(
+    exact: Tensor, weights: Tensor, count: Tensor, numbers: Tensor, power: float = 1.0
+) -> Selection:
     """The tokens of ``exact`` and ``count`` others, drawn with probabilities in proportion to ``weights``.
 
     Args:
@@ -158,6 +161,7 @@ def with_tail(exact: Tensor, weights: Tensor, count: Tensor, numbers: Tensor) ->
         weights: float64 ``[..., length]``, of :func:`proposal`; 0 for the tokens of ``exact``.
         count: integer ``[...]``; all others if there are no more.
         numbers: uniform in [0, 1), ``[..., 2]``.
+        power: of the weights, see :func:`add_tail`.
     """
     drawn, probability = systematic(inclusion(weights, count), comb_shift(numbers))
-    return weighted_list(exact, drawn, probability)
+    return weighted_list(exact, drawn, probability**power)
