@@ -151,7 +151,7 @@ def test_values_that_all_rows_skip_are_not_multiplied():
     lists = random_lists(1, 2, BlockGrid(128, 128, None), 1.0)
     lam = torch.tensor([39.0, 41.0], device=DEVICE)
     out, skipped = block_sparse_attention(query, key, value, lists, start=None, scaling=1.0, lam=lam)
-    assert (out[:, 0] == 1).all() and out[:, 1].isnan().all()
+    assert error_ratio(out[:, 0], torch.ones_like(out[:, 0])) < 1e-6 and out[:, 1].isnan().all()
     assert skipped.tolist() == [[[128 * 64], [0]]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specattn.kernels.tiling import Tiling, Workspace, default_tiling, partition
+from specattn.kernels.tiling import Tiling, Workspace, default_tiling, list_tiling, partition
 
 KILOBYTE = 1024
 H200, A100, RTX_4090 = 228 * KILOBYTE, 164 * KILOBYTE, 100 * KILOBYTE
@@ -13,7 +13,9 @@ CPU = torch.device("cpu")
 
 
 def cut(rows, group, head_dim, batch=2, kv_heads=4, tiling=None):
-    return partition(batch, rows, group * kv_heads, kv_heads, head_dim, torch.bfloat16, CPU, tiling)
+    return partition(
+        batch, rows, group * kv_heads, kv_heads, head_dim, torch.bfloat16, CPU, tiling, listed=False
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
@@ -59,3 +61,30 @@ def test_more_memory_is_used_for_a_deeper_pipeline():
     assert default_tiling(32, 128, 2, H200) == Tiling(tokens=64, warps=4, stages=4, programs=2, rows=32)
     assert default_tiling(32, 128, 2, A100).stages == 3
     assert default_tiling(32, 128, 2, RTX_4090).tokens == 32
+
+
+@pytest.mark.parametrize("shared", [H200, A100, RTX_4090])
+@pytest.mark.parametrize("units", [1, 8, 1000])
+@pytest.mark.parametrize("block_m,block_d", [(16, 64), (32, 128), (16, 256), (128, 128)])
+def test_tiles_of_lists_fit_too(shared, units, block_m, block_d):
+    tiling = list_tiling(default_tiling(block_m, block_d, 2, shared), units, block_d, 2, 132, shared)
+    assert tiling.stages >= 2 and tiling.rows == block_m
+    assert tiling.programs * (tiling.stages - 1) * 2 * tiling.tokens * block_d * 2 < shared
+
+
+def test_few_lists_have_large_programs_and_narrow_ones_many():
+    wide, narrow = default_tiling(32, 128, 2, H200), default_tiling(16, 64, 2, H200)
+    assert list_tiling(wide, 8, 128, 2, 132, H200).programs == 1
+    assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 2
+    assert list_tiling(wide, 8, 128, 2, 132, RTX_4090).programs == 2
+    assert list_tiling(narrow, 8, 64, 2, 132, H200).programs == 3
+
+
+def test_one_workspace_serves_lists_and_all_tokens():
+    shape = (3, 5, 8, 2, 64, torch.bfloat16, CPU)
+    workspace = Workspace.allocate(
+        batch=3, rows=5, query_heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16, device=CPU
+    )
+    for listed in (True, False):
+        parts, lses = workspace.views(partition(*shape, listed=listed))
+        assert parts.numel() and lses.numel()

@@ -41,7 +41,8 @@ def listed_attention(
     group, lists = query.shape[2] // kv_heads, batch * kv_heads
     heads = torch.arange(kv_heads, device=rows.device)[:, None] * copy.codes.shape[1]
     table = (rows + heads).flatten(0, 1).int()
-    paged = PagedBatch(table, torch.arange(lists, device=rows.device), counts.flatten().int(), page_size=1)
+    lengths = counts.flatten().int().contiguous()
+    paged = PagedBatch(table, torch.arange(lists, device=rows.device), lengths, page_size=1)
     one_head = QuantisedKeys(copy.codes.flatten(0, 1)[None], copy.ranges.flatten(0, 1)[None], copy.bits)
     shape = (lists, n, group)
     logits = torch.empty(*shape, -(-capacity // WIDE) * WIDE, device=query.device)

@@ -176,7 +176,8 @@ def _attend(
     _check_shape("out", out, query.shape)
     if lse is not None:
         _check_shape("lse", lse, query.shape[:3])
-    cut = partition(batch, rows, query_heads, kv_heads, head_dim, query.dtype, query.device, tiling)
+    shape = (batch, rows, query_heads, kv_heads, head_dim, query.dtype, query.device, tiling)
+    cut = partition(*shape, listed=lists.indices is not None)
     if workspace is None:
         workspace = Workspace.of(cut, query.device)
     _launch(cut, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)

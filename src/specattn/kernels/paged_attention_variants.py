@@ -8,9 +8,12 @@ from typing import Any
 from specattn.kernels.compilation import Variant
 from specattn.kernels.paged_attention import UNITS_AT_ONCE
 from specattn.kernels.paged_attention_triton import attention_kernel
-from specattn.kernels.tiling import Partition, default_tiling
+from specattn.kernels.tiling import Partition, default_tiling, list_tiling
 
 H100_SHARED = 228 * 1024
+PROCESSORS = 132
+FEW_UNITS, MANY_UNITS = 8, 128
+"""Lists for which each program is large, and for which it is not."""
 
 POINTERS = {
     "block_table": "*i32",
@@ -43,16 +46,25 @@ def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2], stack=32)
     yield from _sized(64, 16, shared, dtype, absent=ALL_TOKENS[1:2], stack=32)
     yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS)
+    yield from _sized(128, 32, shared, dtype, absent=ALL_TOKENS[:2], units=FEW_UNITS, stack=32)
     yield from _sized(256, 64, shared, dtype, stack=96)
     yield from _sized(80, 128, shared, dtype, stack=256)
 
 
 def _sized(
-    head_dim: int, block_m: int, shared: int, dtype: str, absent: tuple[str, ...] = (), stack: int = 0
+    head_dim: int,
+    block_m: int,
+    shared: int,
+    dtype: str,
+    absent: tuple[str, ...] = (),
+    units: int = MANY_UNITS,
+    stack: int = 0,
 ) -> Iterator[Variant]:
     """Attention with tiles of one size."""
     block_d = 1 << (head_dim - 1).bit_length()
     tiling = default_tiling(block_m, block_d, 2, shared)
+    if "indices" not in absent:
+        tiling = list_tiling(tiling, units, block_d, 2, PROCESSORS, shared)
     sizes: dict[str, Any] = {"GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_M": block_m, "BLOCK_D": block_d}
     at_once = {
         "LOOKUP": tiling.lookup,

@@ -43,7 +43,7 @@ class Tiles:
 def choose_tiles(rows: int, head_dim: int) -> Tiles:
     """What suits tiles of so many rows: sums and codes that a thread's registers hold."""
     tokens = max(min(4096 // rows, 16384 // head_dim), 64)
-    return Tiles(tokens, count=8, warps=4 if rows <= 64 else 8, stages=4)
+    return Tiles(tokens, count=2048 // tokens, warps=4 if rows <= 64 else 8, stages=5)
 
 
 def quantised_round_scores(

@@ -21,6 +21,7 @@ LEAST_BLOCK = 16
 LARGEST_BLOCK = 128
 TILE_TOKENS = 128
 TILES = 8
+STAGES = 5
 
 
 def round_scores(
@@ -89,7 +90,7 @@ def round_scores(
         BLOCK_N=TILE_TOKENS,
         TILES=TILES,
         num_warps=round_warps(block_rows * block_group),
-        num_stages=3,
+        num_stages=STAGES,
     )
 
 
