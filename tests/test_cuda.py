@@ -195,7 +195,13 @@ def half_pair(model_type: str = "qwen2", dtype: torch.dtype = torch.float16) -> 
 
 @pytest.mark.parametrize("shape", ["llama2", "llama31", "qwen25", "qwen3"])
 @pytest.mark.parametrize(
-    "method", ["specattn:dense_layers=1", "specattn:draft_p=0.9", "specattn-paper:aggregate=mean"]
+    "method",
+    [
+        "specattn:dense_layers=1",
+        "specattn:draft_p=0.9",
+        "specattn:draft_p=0.9:every_row=true",
+        "specattn-paper:aggregate=mean",
+    ],
 )
 def test_rounds_of_kernels_against_modules(shape, method):
     """Dense and sparse rounds in bfloat16: logits by their error, tokens by how far they fall short."""
@@ -222,7 +228,14 @@ def test_captured_rounds_give_the_tokens_of_uncaptured_ones(method, params, gamm
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
-@pytest.mark.parametrize("method", ["specattn:p=0.6", "specattn:p=0.6:draft_p=0.8"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "specattn:p=0.6:every_row=true",
+        "specattn:p=0.6:draft_p=0.8",
+        "specattn:p=0.6:draft_p=0.8:every_row=true",
+    ],
+)
 def test_requests_come_and_go_in_captured_rounds(method, sampling, model_type, dtype, monkeypatch):
     """More requests than slots, so that batches shrink and grow and are padded."""
     counts = [9, 25, 1, 14, 30]

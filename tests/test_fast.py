@@ -88,6 +88,7 @@ def make(model_type: str, **options) -> Pair:
         "specattn:p=0.6:map=global",
         "specattn-paper:p=0.7:aggregate=mean",
         "specattn:p=0.4:tail=0.1:seed=3",
+        "specattn:p=0.6:every_row=true",
     ],
 )
 def test_greedy_rounds(model_type, method):
@@ -100,7 +101,7 @@ def test_greedy_rounds(model_type, method):
 
 
 @pytest.mark.parametrize("params", [[SAMPLED, GREEDY, SAMPLED], [CUT, SAMPLED], [CUT]])
-@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6"])
+@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6", "specattn:p=0.6:map=global:every_row=true"])
 def test_sampled_rounds(params, method):
     pair = make("qwen2", layers=4)
     slow, fast = (Rounds(pair, method, fast=fast).run(params, 8, 3) for fast in (False, True))
@@ -136,7 +137,7 @@ def test_plain_decoding():
 
 def test_batches_and_gammas_change_between_rounds():
     pair = make("qwen3", layers=4)
-    fast, slow = (Rounds(pair, "specattn:p=0.6", fast=fast) for fast in (True, False))
+    fast, slow = (Rounds(pair, "specattn:p=0.6:every_row=true", fast=fast) for fast in (True, False))
     for params, gamma in [([GREEDY] * 3, 2), ([GREEDY], 4), ([SAMPLED] * 2, 2), ([GREEDY] * 3, 2)]:
         assert fast.run(params, 3, gamma)[0] == slow.run(params, 3, gamma)[0]
         for rounds in (fast, slow):

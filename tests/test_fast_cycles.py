@@ -61,14 +61,15 @@ def approximately(value):
     return pytest.approx(value) if isinstance(value, float) else value
 
 
+@pytest.mark.parametrize("method", [METHOD, "specattn:p=0.6:every_row=true"])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
-def test_requests_come_and_go_as_in_pytorch(sampling):
+def test_requests_come_and_go_as_in_pytorch(sampling, method):
     """More requests than slots, of different lengths: batches are padded, shrink and grow."""
     requests = [
         Request(prompt, count, sampling, ignore_eos=True)
         for prompt, count in zip([*RAGGED[:3], PROMPT[5:9]], (9, 17, 1, 12), strict=True)
     ]
-    fast, slow = (serve(requests, fast=fast, max_batch=3) for fast in (True, False))
+    fast, slow = (serve(requests, method, fast=fast, max_batch=3) for fast in (True, False))
     assert figures(fast) == figures(slow)
     assert any(0 < result.lossless.acceptance_rate < 1 for result in fast)
 
@@ -82,9 +83,10 @@ def test_greedy_and_sampled_requests_of_one_batch():
     assert figures(fast) == figures(slow)
 
 
+@pytest.mark.parametrize("method", [SPARSE_DRAFT, f"{SPARSE_DRAFT}:every_row=true"])
 @pytest.mark.parametrize("every", [1, 11, "auto"])
-def test_the_dense_tokens_with_a_draft_that_reads_lists(every):
-    results = serve(ask(), SPARSE_DRAFT, max_batch=3, lossless_every=every)
+def test_the_dense_tokens_with_a_draft_that_reads_lists(every, method):
+    results = serve(ask(), method, max_batch=3, lossless_every=every)
     assert [result.tokens for result in results] == expected(RAGGED[:3], 20)
 
 

@@ -23,21 +23,24 @@ def ask(prompts, count: int, sampling: SamplingParams | None = None) -> list[Req
     return [Request(prompt, count, sampling or SamplingParams(), ignore_eos=True) for prompt in prompts]
 
 
+@pytest.mark.parametrize("method", ["specattn:p=0.6", "specattn:p=0.6:every_row=true"])
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED])
-def test_lists_of_all_that_counts_are_a_dense_draft(sampling):
+def test_lists_of_all_that_counts_are_a_dense_draft(sampling, method):
     pair, requests = make("qwen2", layers=4), ask(RAGGED, 25, sampling)
     options = {"fast": True, "max_batch": 3}
-    dense = serve(pair, requests, "specattn:p=0.6", **options)
-    sparse = serve(pair, requests, "specattn:p=0.6:draft_p=0.9999999", **options)
+    dense = serve(pair, requests, method, **options)
+    sparse = serve(pair, requests, f"{method}:draft_p=0.9999999", **options)
     assert [result.tokens for result in sparse] == [result.tokens for result in dense]
     assert [result.accepted_per_round for result in sparse] == [r.accepted_per_round for r in dense]
+    reads = pytest.approx([result.kv_read_fraction for result in dense])
+    assert [result.kv_read_fraction for result in sparse] == reads
 
 
-@pytest.mark.parametrize("keys", ["int8", "int4"])
-def test_scores_of_quantised_keys_are_those_of_the_other_path(keys):
+@pytest.mark.parametrize("keys,every_row", [("int8", False), ("int4", False), ("int4", True)])
+def test_scores_of_quantised_keys_are_those_of_the_other_path(keys, every_row):
     """It reads everything in each step and makes its scores from the same copy."""
     pair, requests = make("qwen2", layers=4), ask(RAGGED, 25)
-    method = f"specattn:p=0.6:draft_p=0.9999999:draft_keys={keys}"
+    method = f"specattn:p=0.6:draft_p=0.9999999:draft_keys={keys}:every_row={str(every_row).lower()}"
     slow, fast = (serve(pair, requests, method, fast=fast, max_batch=3) for fast in (False, True))
     assert [result.tokens for result in fast] == [result.tokens for result in slow]
     if keys == "int4":
@@ -80,7 +83,7 @@ def test_fewer_bits_are_fewer_bytes():
     assert none > int8 > int4
 
 
-@pytest.mark.parametrize("draft_p", [0.3, 0.9])
+@pytest.mark.parametrize("draft_p", ["0.3", "0.9", "0.9:every_row=true"])
 def test_a_target_that_reads_everything_is_not_led_astray(draft_p):
     """Whatever the draft proposes, greedy tokens are the target's."""
     pair, requests = make("llama", layers=4), ask([LONG, PROMPT], 30)
@@ -97,6 +100,18 @@ def test_the_draft_reads_less():
     # Of four steps' keys and values it reads lists, in which the newest tokens always are, and the keys once.
     assert sparse.draft_read_fraction < 0.8 * dense.draft_read_fraction
     assert sparse.draft_read_fraction > 0.5 * dense.draft_read_fraction / 4
+
+
+def test_a_step_for_the_last_row_reads_a_list_more():
+    """Everything is in the lists: as many bytes as a dense draft's steps, and half of one more for the keys alone."""
+    pair, requests = make("qwen3", layers=4), ask([LONG], 40)
+    method = "specattn:p=0.9:draft_p={}:every_row=true"
+    usual = serve(pair, requests, "specattn:p=0.9", fast=True, max_tokens=600)[0]
+    dense, sparse = (
+        serve(pair, requests, method.format(p), fast=True, max_tokens=600)[0] for p in (1, 0.9999999)
+    )
+    assert dense.draft_read_fraction / usual.draft_read_fraction == pytest.approx(5 / 4, rel=0.02)
+    assert sparse.draft_read_fraction / dense.draft_read_fraction == pytest.approx(5.5 / 5, rel=0.02)
 
 
 def test_neighbours_and_reused_slots_change_nothing():

@@ -86,6 +86,23 @@ def test_a_sparse_draft(tiny: None) -> None:
     assert sparse["bytes"] == pytest.approx(dense["bytes"] - saved)
 
 
+@pytest.mark.parametrize("method", [METHOD, replace(METHOD, draft_p=0.9, draft_keys="int8")])
+def test_a_step_for_the_last_row(tiny: None, method: SpecAttn) -> None:
+    """One more of the draft's passes, without its output head, and what it reads of keys and values."""
+    plan = replace(PLAN, contexts=[1024])
+    usual = run(replace(plan, method=method)).rows
+    more = run(replace(plan, method=replace(method, every_row=True))).rows
+    assert [row["bytes"] for row in more[-3:-1]] == [row["bytes"] for row in usual[-3:-1]]
+    assert more[-1]["density"] == pytest.approx(usual[-1]["density"])
+    weights = 2 * (2 * (32 * (2 + 2 * 1 + 2) * 16 + 3 * 32 * 64 + 2 * 32) + 32)
+    reads = 3 * (1024 + 4) * 2 * 1 * 2 * 16 * 2
+    if method.draft_p < 1:
+        # Lists without the tokens of later steps: 2 + 1, or 3 + 2 + 1.
+        reads = 3 * (round(0.25 * (1024 + 4)) - 3) * 2 * 1 * 2 * 16 * 2 + 3 * 2 * (16 + 4)
+        reads += 3 * 3 * (round(0.25 * (1024 + 4)) - round(0.25 * (1024 + 3))) * 2 * 1 * 2 * 16 * 2
+    assert more[-1]["bytes"] - usual[-1]["bytes"] == pytest.approx(weights + reads)
+
+
 def test_resetting_undoes_what_rounds_changed(tiny: None) -> None:
     pair = decode.random_pair("tiny", TINY, replace(PLAN, method=replace(METHOD, draft_p=0.9)), CPU)
     setting = Setting(pair, 2, 128, 3, 4)
@@ -274,7 +291,7 @@ def test_lossless_cycles_of_a_pair_that_exists(
 ) -> None:
     monkeypatch.setattr(cycles, "CYCLES", 5)
     models, mapping = pair
-    plan = Plan([96], [3], replace(METHOD, draft_p=0.9), gamma=2, lossless=5)
+    plan = Plan([96], [3], replace(METHOD, draft_p=0.9, every_row=True), gamma=2, lossless=5)
     report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
     assert report.gate == "passed"
     *_, dense, _, lossless = report.rows
@@ -382,6 +399,10 @@ def test_a_pair_without_a_fast_path(pair: tuple[Pair, Mapping]) -> None:
         ({"density": 1.5}, "density 1.5"),
         ({"acceptance": -0.1}, "acceptance -0.1 must lie between 0 and 1"),
         ({"contexts": [2048, 24]}, "context 24 is below 25"),
+        (
+            {"contexts": [45], "method": replace(METHOD, draft_p=0.9, every_row=True)},
+            "context 45 is below 46",
+        ),
     ],
 )
 def test_plans_that_cannot_be_timed(options: dict[str, Any], message: str) -> None:

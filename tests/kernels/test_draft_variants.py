@@ -9,7 +9,7 @@ import pytest
 import torch
 from draft_case import DEVICE, draft_case
 
-from specattn.kernels.draft_variants import NO_EXPORT, SHAPES, variants
+from specattn.kernels.draft_variants import NO_EXPORT, ROUND_SHAPES, SHAPES, variants
 from specattn.kernels.export_attention import export_attention
 from specattn.kernels.head_mixture import head_mixture
 from specattn.kernels.page_bounds import PageBounds, update_page_bounds
@@ -65,6 +65,8 @@ def entry(name: str, options: dict[str, object]) -> Launched:
 def test_the_variants_are_what_is_launched(launched):
     for rows, query_heads, kv_heads, head_dim in SHAPES:
         launch_attention(rows, query_heads, kv_heads, head_dim)
+    for rows, query_heads, kv_heads, head_dim in ROUND_SHAPES:
+        launch_round(rows, query_heads, kv_heads, head_dim)
     for heads, targets in ((64, 56), (500, 640), (14, 2)):
         logits = torch.zeros(1, 4, heads, 16, dtype=torch.float16)
         weights, lengths = torch.zeros(targets, heads), torch.zeros(1, dtype=torch.int32)
@@ -104,6 +106,16 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
         out=case.out(),
         workspace=workspace,
     )
+    bounds = PageBounds.empty(case.keys, 16)
+    update_page_bounds(case.keys, bounds, case.batch, 1)
+    entries = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    page_scores(case.query, bounds.lower, bounds.upper, entries, case.batch.lengths // 16, 0.1)
+
+
+def launch_round(rows: int, query_heads: int, kv_heads: int, head_dim: int) -> None:
+    shape = {"rows": rows, "query_heads": query_heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    case = draft_case([20], dtype=torch.float16, **shape)
+    lse = torch.zeros(1, rows, query_heads, device=DEVICE)
     places, length = case.export().places, 32
     own = torch.zeros(len(case.batch.block_table), kv_heads, length, device=DEVICE)
     heads = torch.zeros(1, query_heads, length, device=DEVICE)
@@ -113,10 +125,6 @@ def launch_attention(rows: int, query_heads: int, kv_heads: int, head_dim: int) 
         copy = QuantisedKeys.empty(case.keys, bits)
         out = {"heads_out": heads, "own_out": own}
         quantised_round_scores(one_layer[0], copy, case.batch, one_layer[1], places[None], 0.1, **out)
-    bounds = PageBounds.empty(case.keys, 16)
-    update_page_bounds(case.keys, bounds, case.batch, 1)
-    entries = torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
-    page_scores(case.query, bounds.lower, bounds.upper, entries, case.batch.lengths // 16, 0.1)
 
 
 def test_signatures_name_every_argument():

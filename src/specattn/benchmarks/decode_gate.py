@@ -146,6 +146,8 @@ def _slow(setting: Setting, mode: str, texts: list[list[int]], proposed: Tensor)
             step = draft.step(slots, starts, fed.shape[1], attend)
             drafted.append(draft.forward(step, fed, 1))
             fed, starts = proposed[:, row : row + 1], [length + row + 1 for length in lengths]
+        if export is not None and export.rows > GAMMA:
+            draft.forward(draft.step(slots, starts, 1, ExportAttend(export, GAMMA, 1)), fed, 1)
         rows = torch.cat([recent[:, 1:], proposed], 1)
         verify = slow.sparse_attend(slots, lengths, GAMMA + 1, export)
         step = target.step(slots, lengths, GAMMA + 1, verify)

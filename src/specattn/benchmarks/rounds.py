@@ -22,8 +22,9 @@ from specattn.benchmarks.setting import MODES, FastPair, Setting, Steady
 from specattn.benchmarks.timing import Timer
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
+from specattn.fast.draft import draft_steps
 from specattn.fast.round import FastRound
-from specattn.fast.sparse_draft import SINK, WINDOW
+from specattn.fast.sparse_draft import SINK, newest
 from specattn.gamma import check_gamma
 from specattn.selection.base import Method
 from specattn.selection.specattn import SpecAttn
@@ -74,7 +75,7 @@ class Plan:
             raise UsageError(f"acceptance {self.acceptance:g} must lie between 0 and 1")
         least = self.method.sink + self.method.window + self.gamma + 2
         if self.method.draft_p < 1:
-            least = max(least, SINK + WINDOW + 2 * (self.gamma + 1))
+            least = max(least, SINK + newest(draft_steps(self.method, self.gamma)))
         for context in self.contexts:
             if context < least:
                 raise UsageError(
@@ -180,7 +181,7 @@ class Rounds:
             "ms": ms,
             "tokens_per_second": setting.batch * tokens / ms * 1e3,
             **self._parts(steady),
-            "bytes": self.pair.weight_bytes(gamma) + read + draft_read,
+            "bytes": self.pair.weight_bytes(gamma, round.method) + read + draft_read,
         }
         if found:
             row |= {"wall_ms": found.wall_ms, "texts": found.texts}
@@ -191,7 +192,8 @@ class Rounds:
     def _lossless_row(self, setting: Setting, method: Method, found: Cycles, texts: int) -> dict[str, Any]:
         """The same of a cycle of the lossless mode, which is what counts as a round here."""
         gamma = 0 if found.acceptance is None else setting.gamma
-        passes = self.pair.weight_bytes(0) + found.largest_rounds * self.pair.weight_bytes(gamma)
+        weights = self.pair.weight_bytes
+        passes = weights(0, method) + found.largest_rounds * weights(gamma, method)
         return {
             "shape": self.pair.name,
             "weights": "trained",

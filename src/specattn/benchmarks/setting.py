@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from specattn.benchmarks.imposed import imposed_nucleus
 from specattn.errors import UsageError
 from specattn.fast.decoder import FastDecoder
+from specattn.fast.draft import draft_steps
 from specattn.fast.model import FastModel
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
@@ -98,10 +99,15 @@ class FastPair:
         """Token ids that both models know."""
         return min(model.config.vocab_size for model in self.models)
 
-    def weight_bytes(self, gamma: int) -> int:
-        """Bytes of the weights that a round reads: the target's once, the draft's ``gamma`` times."""
+    def weight_bytes(self, gamma: int, method: Method) -> int:
+        """Bytes of the weights that a round reads: the target's once, the draft's in each of its steps.
+
+        A step for the sake of the last row's attention reads no output head.
+        """
         target, draft = map(_read_weights, self.models)
-        return target + gamma * draft
+        last = draft_steps(method, gamma) - gamma if gamma else 0
+        head: Tensor = self.models[1].get_output_embeddings().weight
+        return target + gamma * draft + last * (draft - head.nbytes)
 
 
 class Setting:
@@ -194,7 +200,8 @@ class Setting:
         method = self.pair.method
         if method.draft_p == 1:
             return self.draft
-        return self._imposed(self.draft, density, self.gamma, method.draft_p, SINK, newest(self.gamma))
+        rows = draft_steps(method, self.gamma)
+        return self._imposed(self.draft, density, rows, method.draft_p, SINK, newest(rows))
 
     def _imposed(
         self, model: FastModel, density: float, rows: int, p: float, sink: int, recent: int

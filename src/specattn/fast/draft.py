@@ -1,4 +1,4 @@
-"""The draft's part of a round: gamma steps, and the scores that they leave behind."""
+"""The draft's part of a round: its steps, and the scores that they leave behind."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel, steps
 from specattn.fast.operations import Operations
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import ScoreExport, export_places
 from specattn.kernels.split_kv import SplitWorkspace
+from specattn.selection.base import Method, Need
+
+
+def draft_steps(method: Method, gamma: int) -> int:
+    """Steps of the draft in a round of ``gamma`` proposals.
+
+    One more where the method wants every row predicted; one where nothing is proposed, for the cache to keep up.
+    """
+    return gamma + (Need.EVERY_ROW in method.needs) if gamma else 1
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,8 @@ class ExportedScores:
 
     Attributes:
         places: int32 ``[layers, query_heads]``: each head's place, -1 for those that export nothing.
-        logits: ``[batch, gamma, heads, length]``.
-        lse: float32 ``[batch, gamma, heads]``.
+        logits: ``[batch, rows, heads, length]``, a row a step.
+        lse: float32 ``[batch, rows, heads]``.
     """
 
     places: Tensor
@@ -30,7 +40,7 @@ class ExportedScores:
 
     @classmethod
     def allocate(
-        cls, model: FastModel, heads: Tensor | None, batch: int, gamma: int, length: int
+        cls, model: FastModel, heads: Tensor | None, batch: int, rows: int, length: int
     ) -> ExportedScores:
         """Room for the scores of ``heads`` (int64, of all if ``None``) over ``length`` tokens."""
         geometry, device = model.runner.geometry, model.runner.device
@@ -40,10 +50,8 @@ class ExportedScores:
         width = -(-length // 64) * 64
         return cls(
             export_places(heads.cpu(), geometry.layers, geometry.query_heads).to(device),
-            torch.zeros(
-                batch, gamma, len(heads), width, dtype=model.decoder.operations.scores, device=device
-            ),
-            torch.zeros(batch, gamma, len(heads), device=device),
+            torch.zeros(batch, rows, len(heads), width, dtype=model.decoder.operations.scores, device=device),
+            torch.zeros(batch, rows, len(heads), device=device),
         )
 
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
@@ -91,9 +99,17 @@ class DraftSteps:
 
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
         """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
+        positions = steps(starts, fed.shape[1])
+        return self.model.logits(fed, slots, positions, self._attend(slots, positions, row), 1)
+
+    def read(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> None:
+        """The same for the sake of its attention alone."""
+        positions = steps(starts, fed.shape[1])
+        self.model.read(fed, slots, positions, self._attend(slots, positions, row))
+
+    def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
         cache = self.model.runner.cache
-        rows = fed.shape[1]
-        batch = PagedBatch(cache.block_table, slots, (starts + rows).int(), cache.page_size)
+        batch = PagedBatch(cache.block_table, slots, (positions[:, -1] + 1).int(), cache.page_size)
 
         def attend(layer: int, query: Tensor) -> Tensor:
             return self.operations.export_attention(
@@ -107,4 +123,4 @@ class DraftSteps:
                 export=None if self.scores is None else self.scores.of(layer, row),
             )
 
-        return self.model.logits(fed, slots, steps(starts, rows), attend, 1)
+        return attend

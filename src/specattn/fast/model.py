@@ -52,13 +52,17 @@ class FastModel:
             device=self.runner.device,
         )
 
+    def read(self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer) -> Tensor:
+        """Hidden states ``[batch, rows, hidden]`` of ``tokens`` ``[batch, rows]`` at ``positions``."""
+        cache, copy = self.runner.cache, self.quantised_keys
+        rows, copies = cache.rows(slots, positions), None if copy is None else copy.layers
+        return self.decoder(tokens, positions, rows, cache.keys, cache.values, attend, copies)
+
     def logits(
         self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer, keep: int
     ) -> Tensor:
         """Logits ``[batch, keep, vocabulary]`` of the last rows of ``tokens`` ``[batch, rows]`` at ``positions``."""
-        cache, copy = self.runner.cache, self.quantised_keys
-        rows, copies = cache.rows(slots, positions), None if copy is None else copy.layers
-        hidden = self.decoder(tokens, positions, rows, cache.keys, cache.values, attend, copies)
+        hidden = self.read(tokens, slots, positions, attend)
         # A slice of rows would be multiplied request by request, fifteen times as slow for a large vocabulary.
         kept = hidden[:, -keep:].contiguous()
         return self.decoder.logits(kept)[..., : self.vocab_size]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specattn.acceptance import Verdict, verify, verify_greedy
-from specattn.fast.draft import DraftSteps, ExportedScores
+from specattn.fast.draft import DraftSteps, ExportedScores, draft_steps
 from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.selector import Scores, Selector
@@ -34,6 +34,7 @@ class FastRound:
 
     Attributes:
         slots: int64 ``[batch]``, whose round it is: padding alone, until somebody writes.
+        draft_rows: steps of the draft, if there is one.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FastRound:
         memory: DraftMemory | None = None,
     ) -> None:
         self.target, self.method, self.gamma = target, method, gamma
+        self.draft_rows = rows = draft_steps(method, gamma)
         self.requests, self.sampling = requests, sampling
         self.slots = torch.full((batch,), requests.padding, device=target.runner.device)
         self.operations = target.decoder.operations
@@ -67,10 +69,10 @@ class FastRound:
             )
             if method.draft_p < 1:
                 assert memory is not None
-                sparse = SparseDraftSteps(draft, memory, heads, p=method.draft_p, batch=batch, gamma=gamma)
+                sparse = SparseDraftSteps(draft, memory, heads, p=method.draft_p, batch=batch, rows=rows)
                 self.drafting, self.scores = sparse, sparse.scores
             else:
-                self.scores = exported = ExportedScores.allocate(draft, heads, batch, gamma, length)
+                self.scores = exported = ExportedScores.allocate(draft, heads, batch, rows, length)
         if self.drafting is None and draft is not None:
             self.drafting = DraftSteps(draft, batch, length, exported)
 
@@ -120,6 +122,8 @@ class FastRound:
             starts = inputs.lengths + row + 1
             tokens.append(fed)
             probabilities.append(probs)
+        if self.draft_rows > len(tokens):
+            self.drafting.read(fed, inputs.slots, starts, self.gamma)
         self.drafting.finish(inputs.slots, inputs.lengths)
         return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if self.gamma else None
 
@@ -163,4 +167,4 @@ class FastRound:
         dense = layers if selection is None else sum(map(self.method.is_dense, range(layers)))
         target.meter.add_round(slots, lengths + rows, dense, selection)
         if self.drafting is not None:
-            self.drafting.count(slots, lengths, max(self.gamma, 1))
+            self.drafting.count(slots, lengths, self.draft_rows)

@@ -36,7 +36,6 @@ def unsupported(method: Method, *, lossless: bool = False) -> str | None:
         "signals": "draft",
         "rate": 0,
         "power": 1,
-        "every_row": False,
     }
     for option, value in wanted.items():
         if getattr(method, option) != value:
@@ -99,8 +98,9 @@ class Selector:
 
     def select(self, scores: Scores, lengths: Tensor, rows: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens."""
-        # The draft's last row has seen the last proposal but one.
-        seen, ends = (lengths + rows - 1).int(), (lengths + rows).int()
+        ends = (lengths + rows).int()
+        # Without a step on the last proposal the draft has seen the last but one.
+        seen = ends if self.method.every_row else ends - 1
         scores.mix(self.operations, self.weights, seen, self.mapped)
         recent = self.method.window + rows
         options = {"capacity": self.lists.indices.shape[-1], "sink": self.method.sink, "recent": recent}

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel, steps
 from specattn.fast.operations import Operations
 from specattn.kernels.paged import PagedBatch
@@ -25,9 +26,9 @@ SINK, WINDOW = 4, 32
 """Tokens that the draft's lists always hold: the first, and the newest that have been scored."""
 
 
-def newest(gamma: int) -> int:
-    """Tokens at the end of every list: what this round and the one before have added has no scores yet."""
-    return WINDOW + 2 * (gamma + 1)
+def newest(rows: int) -> int:
+    """Tokens at the end of every list of so many steps: what this round and the last have added has no scores yet."""
+    return WINDOW + 2 * (rows + 1)
 
 
 class DraftMemory:
@@ -83,7 +84,7 @@ class SparseDraftSteps:
         heads: numbers ``layer * query_heads + head`` of those that the mapping uses, all if ``None``.
         p: share of its attention that a list holds.
         batch: requests, padding included.
-        gamma: steps of a round.
+        rows: steps of a round.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class SparseDraftSteps:
         *,
         p: float,
         batch: int,
-        gamma: int,
+        rows: int,
     ) -> None:
         self.model, self.operations, self.memory = model, model.decoder.operations, memory
-        self.p, self.gamma = p, gamma
+        self.p, self.rows = p, rows
         self.workspace = model.workspace(batch, rows=2)
         geometry, device = model.runner.geometry, model.runner.device
         if heads is None:
@@ -120,19 +121,28 @@ class SparseDraftSteps:
         self.operations.nucleus_lists(
             self.memory.scores,
             self.p,
-            (lengths + self.gamma).int(),
+            (lengths + self.rows).int(),
             capacity=self._lists.indices.shape[-1],
             sink=SINK,
-            recent=newest(self.gamma),
+            recent=newest(self.rows),
             out=self._lists,
             entries=slots,
         )
 
     def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
         """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
-        cache, positions = self.model.runner.cache, steps(starts, fed.shape[1])
+        positions = steps(starts, fed.shape[1])
+        return self.model.logits(fed, slots, positions, self._attend(slots, positions, row), 1)
+
+    def read(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> None:
+        """The same for the sake of its attention alone."""
+        positions = steps(starts, fed.shape[1])
+        self.model.read(fed, slots, positions, self._attend(slots, positions, row))
+
+    def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
+        cache = self.model.runner.cache
         # The last entries are the round's own tokens: those of later steps have no keys and values yet.
-        lists = self._of_layers(without=self.gamma - 1 - row)
+        lists = self._of_layers(without=self.rows - 1 - row)
 
         def attend(layer: int, query: Tensor) -> Tensor:
             lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
@@ -153,15 +163,15 @@ class SparseDraftSteps:
             self._lse.append(lse[:, -1])
             return out
 
-        return self.model.logits(fed, slots, positions, attend, 1)
+        return attend
 
     def finish(self, slots: Tensor, lengths: Tensor) -> None:
-        """Score all tokens for the round's rows, the last of which follows ``lengths + gamma`` tokens."""
+        """Score all tokens for the round's rows, the last of which sees ``lengths + rows`` tokens."""
         runner, layers = self.model.runner, self.model.runner.geometry.layers
         cache = runner.cache
-        seen = PagedBatch(cache.block_table, slots, (lengths + self.gamma).int(), cache.page_size)
-        queries = torch.stack(self._queries).unflatten(0, (self.gamma, layers))
-        sums = torch.stack(self._lse).unflatten(0, (self.gamma, layers))
+        seen = PagedBatch(cache.block_table, slots, (lengths + self.rows).int(), cache.page_size)
+        queries = torch.stack(self._queries).unflatten(0, (self.rows, layers))
+        sums = torch.stack(self._lse).unflatten(0, (self.rows, layers))
         if copy := self.model.quantised_keys:
             self.operations.quantised_round_scores(
                 queries,
