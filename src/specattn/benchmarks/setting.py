@@ -59,8 +59,10 @@ def _untimed(method: Method) -> str | None:
     """Why rounds with a method that has a fast path are not timed; ``None`` if they are."""
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} selects nothing that could be faster"
-    if method.tail:
-        return "rounding decides what a tail samples, so that such rounds cannot be checked; leave tail out"
+    if method.tail or method.rate:
+        return (
+            "rounding decides what is drawn, so that such rounds cannot be checked; leave tail and rate out"
+        )
     return None
 
 
