@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from specattn.benchmarks.imposed import imposed_nucleus
 from specattn.errors import UsageError
 from specattn.fast.decoder import FastDecoder
-from specattn.fast.draft import draft_steps
 from specattn.fast.model import FastModel
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, DraftMemory, SparseDraftSteps, newest
 from specattn.fast.speculator import unsupported
 from specattn.mapping.artifact import Mapping
+from specattn.plan import draft_steps
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingParams, SamplingState
 from specattn.selection.base import Method
