@@ -173,3 +173,13 @@ def test_the_report_says_what_was_chosen_and_what_the_other_modes_would_take():
 def test_what_there_is_to_choose_from(method, gamma, drafting, fallback, expected):
     plans = candidates(method, gamma, drafting=drafting, fallback=fallback)
     assert [f"{'sparse' if plan.sparse else 'dense'} {plan.gamma}" for plan in plans] == expected
+
+
+def test_a_step_for_the_last_row_counts_in_sparse_rounds_with_proposals():
+    models = {
+        every_row: ByteModel(*THIN, parse_method(f"specattn:every_row={every_row}"))
+        for every_row in ("true", "false")
+    }
+    for plan in (Plan(0, True), Plan(0, False), Plan(4, False), Plan(4, True)):
+        more, usual = (models[every_row].nbytes(plan, 1000) for every_row in ("true", "false"))
+        assert more - usual == (THIN[1].read(1000) if plan == Plan(4, True) else 0)

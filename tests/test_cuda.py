@@ -217,7 +217,9 @@ def launch_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("gamma", [1, 4])
 @pytest.mark.parametrize("params", [[GREEDY], [SAMPLED, GREEDY, CUT], [GREEDY] * 4])
-@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6", "specattn:p=0.4:tail=0.1:seed=3"])
+@pytest.mark.parametrize(
+    "method", ["dense", "specattn:p=0.6", "specattn:p=0.4:tail=0.1:seed=3", "specattn:rate=0.2:power=0.8"]
+)
 def test_captured_rounds_give_the_tokens_of_uncaptured_ones(method, params, gamma, monkeypatch):
     pair = half_pair()
     captured = Rounds(pair, method, fast=True).run(params, 8, gamma)

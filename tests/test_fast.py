@@ -89,6 +89,8 @@ def make(model_type: str, **options) -> Pair:
         "specattn-paper:p=0.7:aggregate=mean",
         "specattn:p=0.4:tail=0.1:seed=3",
         "specattn:p=0.6:every_row=true",
+        "specattn:p=0.4:tail=0.1:power=0.8:every_row=true",
+        "specattn:rate=0.15:power=0.8:seed=2:every_row=true",
     ],
 )
 def test_greedy_rounds(model_type, method):
@@ -101,7 +103,9 @@ def test_greedy_rounds(model_type, method):
 
 
 @pytest.mark.parametrize("params", [[SAMPLED, GREEDY, SAMPLED], [CUT, SAMPLED], [CUT]])
-@pytest.mark.parametrize("method", ["dense", "specattn:p=0.6", "specattn:p=0.6:map=global:every_row=true"])
+@pytest.mark.parametrize(
+    "method", ["dense", "specattn:p=0.6", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:map=global"]
+)
 def test_sampled_rounds(params, method):
     pair = make("qwen2", layers=4)
     slow, fast = (Rounds(pair, method, fast=fast).run(params, 8, 3) for fast in (False, True))
@@ -153,6 +157,7 @@ def test_batches_and_gammas_change_between_rounds():
         ("gpt_neox", "dense", "not gpt_neox"),
         ("llama", "oracle:p=0.9", "has no fast path yet"),
         ("llama", "specattn:aggregate=union", "aggregate=mean only"),
+        ("llama", "specattn:rate=0.2:aggregate=rms", "aggregate=mean only"),
         ("llama", "specattn:eps=0.1", "eps=0 only"),
         ("llama", "specattn:centroids=64", "centroids=0 only"),
         ("llama", "specattn:signals=both", "signals=draft only"),

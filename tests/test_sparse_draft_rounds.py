@@ -23,7 +23,9 @@ def ask(prompts, count: int, sampling: SamplingParams | None = None) -> list[Req
     return [Request(prompt, count, sampling or SamplingParams(), ignore_eos=True) for prompt in prompts]
 
 
-@pytest.mark.parametrize("method", ["specattn:p=0.6", "specattn:p=0.6:every_row=true"])
+@pytest.mark.parametrize(
+    "method", ["specattn:p=0.6", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:every_row=true"]
+)
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED])
 def test_lists_of_all_that_counts_are_a_dense_draft(sampling, method):
     pair, requests = make("qwen2", layers=4), ask(RAGGED, 25, sampling)

@@ -118,7 +118,7 @@ class Engine:
             fallback = self.path.fast and pair.device.type == "cuda"
         drafting = pair.draft is not None
         plans = candidates(self.method, gamma, drafting=drafting, fallback=fallback, lossless=lossless)
-        self.policy = BreakEven(plans, ByteModel.of(pair))
+        self.policy = BreakEven(plans, ByteModel.of(pair, self.method))
         self._progress = progress
         every = EveryPolicy(AUTO if lossless_every is None else lossless_every)
         # A round writes up to gamma tokens beyond the last that counts; one too many goes on behind them. A cycle runs

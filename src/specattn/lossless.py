@@ -27,7 +27,7 @@ from specattn.breakeven import Size
 from specattn.errors import UsageError
 from specattn.every import check_every
 from specattn.ledger import CycleLedger
-from specattn.plan import Plan
+from specattn.plan import Plan, draft_steps
 from specattn.prefill.base import PrefillMethod
 from specattn.request import CycleAccount
 from specattn.runner import ModelRunner, Progress
@@ -151,7 +151,7 @@ class LosslessSpeculator:
         gamma = min(gamma, self.context_limit - 1 - max(batch.lengths))
         started, before = perf_counter(), self._reads(batch.slots)
         outcome = self.sparse.round(batch, gamma)
-        self._weights_read += self._weights[0] + max(gamma, 1) * self._weights[1]
+        self._weights_read += self._weights[0] + draft_steps(self.sparse.method, gamma) * self._weights[1]
         read, full = self._reads(batch.slots) - before
         counts, shares = outcome.counts.tolist(), (read / full).tolist()
         plan, size = Plan(gamma, sparse=True), Size(len(batch.slots), sum(batch.lengths))

@@ -57,3 +57,11 @@ def candidates(
     if fallback and not remembers:
         plans += [Plan(length, False) for length in (*lengths, 0)]
     return list(dict.fromkeys(plans))
+
+
+def draft_steps(method: Method, gamma: int) -> int:
+    """Steps of the draft in a round of ``gamma`` proposals.
+
+    One more where the method wants every row predicted; one where nothing is proposed, for the cache to keep up.
+    """
+    return gamma + (Need.EVERY_ROW in method.needs) if gamma else 1

@@ -89,6 +89,15 @@ def test_forced_positions_and_tokens_that_are_certain(a):
     assert_same(got, *case, **options)
 
 
+@pytest.mark.parametrize("power", [0.5, 0.8])
+def test_shrunken_weights(power):
+    scores = attention(2, 2, 300, seed=7)
+    case = (scores, 0.6, [300, 210], [25, 9], shifts_for(scores, 7))
+    got = run(*case, a=0.2, power=power)
+    assert_same(got, *case, a=0.2, power=power)
+    torch.testing.assert_close(got.log_weights, power * run(*case, a=0.2).log_weights)
+
+
 @pytest.mark.parametrize("draws", [1, 2, 200, 1000])
 def test_one_draw_and_all(draws):
     scores = attention(1, 3, 200, seed=2)
@@ -137,6 +146,7 @@ def test_rows_of_a_larger_buffer_in_sixteen_bits():
     [
         ({"p": 0.0}, "p = 0.0"),
         ({"a": 0.0}, "a = 0.0"),
+        ({"power": 1.5}, "power = 1.5"),
         ({"capacity": 7}, "capacity = 7"),
         ({"draws": torch.ones(3)}, r"draws \[3\]"),
         ({"shifts": torch.zeros(2, 2).long()}, r"shifts \[2, 2\]"),

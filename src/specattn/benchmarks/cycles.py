@@ -91,7 +91,8 @@ class _Decoding:
         drafts = Need.DRAFT in method.needs
         draft = setting.draft if drafts else None
         self.plan = Plan(setting.gamma if drafts else 0, sparse=True)
-        model = ByteModel(Footprint.of(target.model), Footprint.of(draft.runner.model) if draft else None)
+        footprint = Footprint.of(draft.runner.model) if draft else None
+        model = ByteModel(Footprint.of(target.model), footprint, method)
         self._ledger = CycleLedger(EveryPolicy(every), BreakEven([self.plan], model))
         slow = Speculator(target, draft.runner if draft else None, method, pair.mapping, pair.vocab_size)
         if slow.scores is not None:

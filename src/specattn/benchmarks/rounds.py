@@ -22,10 +22,10 @@ from specattn.benchmarks.setting import MODES, FastPair, Setting, Steady
 from specattn.benchmarks.timing import Timer
 from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
-from specattn.fast.draft import draft_steps
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, newest
 from specattn.gamma import check_gamma
+from specattn.plan import draft_steps
 from specattn.selection.base import Method
 from specattn.selection.specattn import SpecAttn
 

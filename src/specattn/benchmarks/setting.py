@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from specattn.benchmarks.imposed import imposed_nucleus
 from specattn.errors import UsageError
 from specattn.fast.decoder import FastDecoder
-from specattn.fast.draft import draft_steps
 from specattn.fast.model import FastModel
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, DraftMemory, SparseDraftSteps, newest
 from specattn.fast.speculator import unsupported
 from specattn.mapping.artifact import Mapping
+from specattn.plan import draft_steps
 from specattn.runner import ModelRunner
 from specattn.sampling import SamplingParams, SamplingState
 from specattn.selection.base import Method
@@ -59,8 +59,10 @@ def _untimed(method: Method) -> str | None:
     """Why rounds with a method that has a fast path are not timed; ``None`` if they are."""
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} selects nothing that could be faster"
-    if method.tail:
-        return "rounding decides what a tail samples, so that such rounds cannot be checked; leave tail out"
+    if method.tail or method.rate:
+        return (
+            "rounding decides what is drawn, so that such rounds cannot be checked; leave tail and rate out"
+        )
     return None
 
 

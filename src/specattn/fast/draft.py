@@ -13,15 +13,6 @@ from specattn.fast.operations import Operations
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import ScoreExport, export_places
 from specattn.kernels.split_kv import SplitWorkspace
-from specattn.selection.base import Method, Need
-
-
-def draft_steps(method: Method, gamma: int) -> int:
-    """Steps of the draft in a round of ``gamma`` proposals.
-
-    One more where the method wants every row predicted; one where nothing is proposed, for the cache to keep up.
-    """
-    return gamma + (Need.EVERY_ROW in method.needs) if gamma else 1
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Operations:
     head_mixture: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
     tail_lists: Callable[..., Selection]
+    rate_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
     round_scores: Callable[..., None]
@@ -83,6 +84,7 @@ def kernels() -> Operations:
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.quantised_round_scores import quantised_round_scores
+    from specattn.kernels.rate_lists import rate_lists
     from specattn.kernels.rope_append_triton import rope_append
     from specattn.kernels.round_scores import round_scores
     from specattn.kernels.tail_lists import tail_lists
@@ -95,6 +97,7 @@ def kernels() -> Operations:
         head_mixture,
         nucleus_lists,
         tail_lists,
+        rate_lists,
         sparse_paged_attention,
         dense_paged_attention,
         round_scores,
@@ -116,6 +119,7 @@ def references() -> Operations:
         sparse_paged_attention_reference,
     )
     from specattn.kernels.quantised_round_scores import quantised_round_scores_reference
+    from specattn.kernels.rate_lists_reference import rate_lists_reference
     from specattn.kernels.rope_append import rope_append
     from specattn.kernels.round_scores import round_scores_reference
     from specattn.kernels.tail_lists_reference import tail_lists_reference
@@ -128,6 +132,7 @@ def references() -> Operations:
         head_mixture_reference,
         nucleus_lists_reference,
         tail_lists_reference,
+        rate_lists_reference,
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
         round_scores_reference,

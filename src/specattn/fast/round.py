@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from specattn.acceptance import Verdict, verify, verify_greedy
-from specattn.fast.draft import DraftSteps, ExportedScores, draft_steps
+from specattn.fast.draft import DraftSteps, ExportedScores
 from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.selector import Scores, Selector
 from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
 from specattn.mapping.artifact import Mapping
+from specattn.plan import draft_steps
 from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection
 from specattn.selection.specattn import SpecAttn

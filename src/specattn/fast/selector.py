@@ -34,8 +34,6 @@ def unsupported(method: Method, *, lossless: bool = False) -> str | None:
         "gqa": "mean",
         "centroids": 0,
         "signals": "draft",
-        "rate": 0,
-        "power": 1,
     }
     for option, value in wanted.items():
         if getattr(method, option) != value:
@@ -59,7 +57,7 @@ class Selector:
     Attributes:
         weights: float32 ``[layers * kv_heads, exported heads]``.
         mapped: ``[batch, layers * kv_heads, length]``, what the draft's attention says of each KV head.
-        lists: indices ``[batch, layers * kv_heads, length]`` and their counts; with a tail, their log-weights.
+        lists: indices ``[batch, layers * kv_heads, length]`` and their counts; if some are drawn, their log-weights.
     """
 
     method: SpecAttn
@@ -92,7 +90,7 @@ class Selector:
             Selection(
                 torch.full((*lists, length), -1, dtype=torch.int32, device=device),
                 torch.zeros(lists, dtype=torch.int32, device=device),
-                torch.zeros(*lists, length, device=device) if method.tail else None,
+                torch.zeros(*lists, length, device=device) if method.tail or method.rate else None,
             ),
         )
 
@@ -102,13 +100,7 @@ class Selector:
         # Without a step on the last proposal the draft has seen the last but one.
         seen = ends if self.method.every_row else ends - 1
         scores.mix(self.operations, self.weights, seen, self.mapped)
-        recent = self.method.window + rows
-        options = {"capacity": self.lists.indices.shape[-1], "sink": self.method.sink, "recent": recent}
-        if self.method.tail:
-            tail = (*self._draws(lengths), self.method.a)
-            self.operations.tail_lists(self.mapped, self.method.p, ends, *tail, **options, out=self.lists)
-        else:
-            self.operations.nucleus_lists(self.mapped, self.method.p, ends, **options, out=self.lists)
+        self._list(lengths, ends, self.method.window + rows)
         shape, weights = (self.geometry.layers, self.geometry.kv_heads), self.lists.log_weights
         return Selection(
             self.lists.indices.unflatten(1, shape),
@@ -116,11 +108,26 @@ class Selector:
             None if weights is None else weights.unflatten(1, shape),
         )
 
-    def _draws(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """How many tokens each request's lists draw, and where each list's comb begins."""
+    def _list(self, lengths: Tensor, ends: Tensor, recent: int) -> None:
+        """Write ``lists``: what ``mapped`` says of the first ``ends`` tokens, the ``recent`` ones among them."""
+        method, operations = self.method, self.operations
+        room = {"capacity": self.lists.indices.shape[-1], "out": self.lists}
+        options = {"sink": method.sink, "recent": recent, **room}
+        if not (method.rate or method.tail):
+            operations.nucleus_lists(self.mapped, method.p, ends, **options)
+            return
+        drawn = (self._shifts(lengths), method.a)
+        options |= {"power": method.power}
+        if method.rate:
+            operations.rate_lists(self.mapped, method.rate, ends, *drawn, **options)
+        else:
+            draws = budget_tokens(method.tail, lengths).int()
+            operations.tail_lists(self.mapped, method.p, ends, draws, *drawn, **options)
+
+    def _shifts(self, lengths: Tensor) -> Tensor:
+        """Where the comb of each list begins that is drawn."""
         lists = torch.arange(len(self.weights), device=lengths.device)
-        numbers = round_numbers(lengths, self.method.seed, lists, 2, Stream.TAIL)
-        return budget_tokens(self.method.tail, lengths).int(), comb_shift(numbers)
+        return comb_shift(round_numbers(lengths, self.method.seed, lists, 2, Stream.TAIL))
 
 
 def mixture_weights(method: SpecAttn, mapping: Mapping) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a GPU would compile of the kernels of top-p, top-k and the sampled tail, to be compiled where there is none."""
+"""What a GPU would compile of the kernels of top-p, top-k and of lists that are drawn, where there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from specattn.kernels.compilation import Variant
 from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS
 from specattn.kernels.nucleus_triton import select_kernel
+from specattn.kernels.rate_lists import TILE as RATE_TILE
+from specattn.kernels.rate_lists import WARPS as RATE_WARPS
+from specattn.kernels.rate_triton import rate_kernel
 from specattn.kernels.tail_lists import TILE
 from specattn.kernels.tail_triton import tail_kernel
 from specattn.kernels.threshold_triton import Blocks
@@ -19,13 +22,15 @@ ALIGNED = ("scores", "lengths", "indices", "counts", "batch_stride", "row_stride
 
 
 def variants() -> Iterator[Variant]:
-    """Top-p of float32 scores in rows of every length, with a tail and without; the others in short ones."""
+    """Top-p of float32 scores in rows of every length, with a tail and without; the others in short ones, or in any."""
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _variant("fp32", 1, blocks, by_mass=True)
     yield _variant("bf16", 1 << 16, BLOCKS[0], by_mass=True)
     yield _variant("fp32", 1, BLOCKS[0], by_mass=False)
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _tail_variant(blocks)
+    for dtype in ("fp32", "bf16"):
+        yield _rate_variant(dtype)
 
 
 def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant:
@@ -55,7 +60,8 @@ def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant
 def _tail_variant(blocks: Blocks) -> Variant:
     constants: dict[str, Any] = {"STEP": 1, "FORCED": 128, "TILE": TILE, "B": blocks}
     signature = {name: "constexpr" if name in constants else "i32" for name in tail_kernel.arg_names}
-    signature |= {"scores": "*fp32", "log_weights": "*fp32", "shifts": "*i64", "p": "fp32", "a": "fp32"}
+    signature |= {"scores": "*fp32", "log_weights": "*fp32", "shifts": "*i64"}
+    signature |= dict.fromkeys(("p", "a", "power"), "fp32")
     signature |= dict.fromkeys(("lengths", "draws", "indices", "counts"), "*i32")
     return Variant(
         tail_kernel,
@@ -65,4 +71,15 @@ def _tail_variant(blocks: Blocks) -> Variant:
         aligned=(*ALIGNED, "draws", "shifts", "log_weights"),
         registers=blocks.registers,
         stack=SPILLS,
+    )
+
+
+def _rate_variant(dtype: str) -> Variant:
+    constants = {"TILE": RATE_TILE}
+    signature = {name: "constexpr" if name in constants else "i32" for name in rate_kernel.arg_names}
+    signature |= {"scores": f"*{dtype}", "log_weights": "*fp32", "shifts": "*i64"}
+    signature |= dict.fromkeys(("rate", "a", "power"), "fp32")
+    signature |= dict.fromkeys(("lengths", "indices", "counts"), "*i32")
+    return Variant(
+        rate_kernel, signature, constants, warps=RATE_WARPS, aligned=(*ALIGNED, "shifts", "log_weights")
     )

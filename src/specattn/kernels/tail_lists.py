@@ -23,6 +23,7 @@ def tail_lists(
     shifts: Tensor,
     a: float,
     *,
+    power: float = 1.0,
     capacity: int,
     sink: int = 0,
     recent: int = 0,
@@ -40,6 +41,7 @@ def tail_lists(
         draws: int32 ``[batch]``, tokens to draw for each list, at least 1.
         shifts: int64 ``scores.shape[:-1]``, contiguous, uniform in [0, 2**40).
         a: the uniform share of the proposal, in (0, 1].
+        power: a drawn token's weight is its probability to the power of ``-power``, in (0, 1].
         capacity: entries of a list, at least ``length``.
         out: where the lists go, with ``log_weights`` float32 ``[batch, ..., capacity]``. Every entry is written.
         tile: tokens that are read at a time once the nucleus is known.
@@ -49,23 +51,12 @@ def tail_lists(
     """
     if not p > 0:
         raise UsageError(f"p = {p} is not a fraction of the mass: give a number in (0, 1]")
-    if not 0 < a <= 1:
-        raise UsageError(f"a = {a} is not a share of the proposal: give a number in (0, 1]")
-    rows = scores.shape[:-1]
-    check_scores(scores, lengths, capacity, sink, recent, out)
-    if capacity < scores.shape[-1]:
+    if draws.shape != scores.shape[:1]:
         raise UsageError(
-            f"capacity = {capacity} is less than a row may list: give {scores.shape[-1]} or more"
+            f"draws {list(draws.shape)} do not match scores {list(scores.shape)}: give one a request"
         )
-    if draws.shape != lengths.shape or shifts.shape != rows or not shifts.is_contiguous():
-        got = f"draws {list(draws.shape)} and shifts {list(shifts.shape)}"
-        raise UsageError(f"{got} do not match scores {list(scores.shape)}: give one a request and one a row")
-    if out is None:
-        lists = empty_lists(scores, capacity)
-        out = Selection(lists.indices, lists.counts, torch.empty_like(lists.indices, dtype=torch.float32))
-    weights = out.log_weights
-    if weights is None or weights.shape != out.indices.shape or not weights.is_contiguous():
-        raise UsageError("out has no contiguous log_weights of the shape of its indices")
+    out, weights = room_for_draws(scores, lengths, shifts, a, power, capacity, sink, recent, out)
+    rows = shifts.shape
     scores, lengths = widened(scores, lengths)
     blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
     if rows.numel():
@@ -86,6 +77,7 @@ def tail_lists(
             recent,
             float(p),
             float(a),
+            float(power),
             STEP=STEPS[scores.dtype],
             FORCED=triton.next_power_of_2(max(sink + recent, 1)),
             TILE=tile,
@@ -94,3 +86,36 @@ def tail_lists(
             maxnreg=blocks.registers,
         )
     return out
+
+
+def room_for_draws(
+    scores: Tensor,
+    lengths: Tensor,
+    shifts: Tensor,
+    a: float,
+    power: float,
+    capacity: int,
+    sink: int,
+    recent: int,
+    out: Selection | None,
+) -> tuple[Selection, Tensor]:
+    """``out``, or new lists, and their log-weights, once all arguments of a launch that draws have been checked."""
+    for name, share in (("a", a), ("power", power)):
+        if not 0 < share <= 1:
+            raise UsageError(f"{name} = {share} lies outside of (0, 1]: give for example {name} = 1")
+    check_scores(scores, lengths, capacity, sink, recent, out)
+    if capacity < scores.shape[-1]:
+        raise UsageError(
+            f"capacity = {capacity} is less than a row may list: give {scores.shape[-1]} or more"
+        )
+    if shifts.shape != scores.shape[:-1] or not shifts.is_contiguous():
+        raise UsageError(
+            f"shifts {list(shifts.shape)} do not match scores {list(scores.shape)}: give one a row, contiguous"
+        )
+    if out is None:
+        lists = empty_lists(scores, capacity)
+        out = Selection(lists.indices, lists.counts, torch.empty_like(lists.indices, dtype=torch.float32))
+    weights = out.log_weights
+    if weights is None or weights.shape != out.indices.shape or not weights.is_contiguous():
+        raise UsageError("out has no contiguous log_weights of the shape of its indices")
+    return out, weights

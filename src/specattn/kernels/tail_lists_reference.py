@@ -20,6 +20,7 @@ def tail_lists_reference(
     shifts: Tensor,
     a: float,
     *,
+    power: float = 1.0,
     capacity: int,
     sink: int = 0,
     recent: int = 0,
@@ -34,9 +35,13 @@ def tail_lists_reference(
     visible = torch.arange(scores.shape[-1], device=scores.device) < lengths.view(each)
     count = draws.view(each)[..., 0].expand(scores.shape[:-1])
     drawn, probability = systematic(inclusion(proposal(scores, visible & ~exact, a), count), shifts)
-    found = weighted_list(exact, drawn, probability)
+    return written(weighted_list(exact, drawn, probability**power), capacity, out)
+
+
+def written(found: Selection, capacity: int, out: Selection | None) -> Selection:
+    """``found`` in lists with room for ``capacity`` entries: those of ``out``, if there are any."""
     assert found.log_weights is not None
-    room = (0, capacity - scores.shape[-1])
+    room = (0, capacity - found.indices.shape[-1])
     indices, weights = pad(found.indices, room, value=-1), pad(found.log_weights, room)
     if out is None:
         return Selection(indices, found.counts, weights)

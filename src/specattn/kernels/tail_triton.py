@@ -5,9 +5,6 @@ The nucleus is searched as in :mod:`specattn.kernels.nucleus_triton`, with the r
 row in the order of its positions, because the draws depend on the sum of all probabilities before a token: it is read
 again in tiles, from L2. One pass sums up what the nucleus leaves out, one each time that further tokens turn out to be
 certain looks for more, and one writes the list.
-
-Probabilities are integers, multiples of 2**-40, so that the sums before a token are exact; a token's weight is made of
-the very integer by which it was drawn.
 """
 
 from __future__ import annotations
@@ -15,14 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from specattn.kernels.draws_triton import clear_behind, comb_of, write_drawn
 from specattn.kernels.nucleus_triton import find_nucleus, row_offset, survey
 from specattn.kernels.threshold_triton import MASS, Row, read, value
 
-UNIT_BITS = tl.constexpr(40)
-UNIT = tl.constexpr(float(1 << 40))
-ROUND_UP = tl.constexpr((1 << 40) - 1)
-"""Takes a sum to the next multiple of the unit."""
-VARYING = ["p", "a", "inner", "sink", "recent"]
+VARYING = ["p", "a", "power", "inner", "sink", "recent"]
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -43,6 +37,7 @@ def tail_kernel(
     recent,
     p,
     a,
+    power,
     STEP: tl.constexpr,  # between the keys of neighbouring weights of the scores' type
     FORCED: tl.constexpr,  # a power of two from sink + recent on
     TILE: tl.constexpr,  # tokens that are read at a time once the nucleus is known
@@ -65,27 +60,15 @@ def tail_kernel(
     _, low, cut = find_nucleus(row, weight, p, mass, always, model, STEP, B)
     bar, scale, slope, least = _probabilities(row, tl.load(draws + request).to(tl.float32), a, low, cut, TILE)
 
-    comb = ROUND_UP - tl.load(shifts + program)
+    comb = comb_of(tl.load(shifts + program))
     count = 0
     for start in range(0, length, TILE):
         tile, position, other = _others(row, start, low, cut, TILE)
         chance = slope * tile + least
-        part = (tl.where(chance >= bar, 1.0, tl.minimum(chance * scale, 1.0)) * UNIT).to(tl.int64)
-        part = tl.where(other, tl.maximum(part, 1), 0)
-        end = comb + tl.cumsum(part, 0)
-        drawn = (end >> UNIT_BITS) > ((end - part) >> UNIT_BITS)
-        listed = (position < length) & (drawn | ~other)
-        slot = count + tl.cumsum(listed.to(tl.int32), 0) - 1
-        tl.store(indices + slot, position, mask=listed)
-        log_weight = tl.where(other, -tl.log(tl.maximum(part.to(tl.float32), 1.0) / UNIT), 0.0)
-        tl.store(log_weights + slot, log_weight, mask=listed)
-        comb += tl.sum(part)
-        count += tl.sum(listed.to(tl.int32))
+        chance = tl.where(chance >= bar, 1.0, tl.minimum(chance * scale, 1.0))
+        comb, count = write_drawn(indices, log_weights, position, length, other, chance, power, comb, count)
     tl.store(counts + program, count)
-    for start in range(count, capacity, TILE):
-        unused = start + tl.arange(0, TILE)
-        tl.store(indices + unused, -1, mask=unused < capacity)
-        tl.store(log_weights + unused, 0.0, mask=unused < capacity)
+    clear_behind(indices, log_weights, count, capacity, TILE)
 
 
 @triton.jit

@@ -59,9 +59,20 @@ def even_rate_lists(
         a: the uniform share, in (0, 1].
         power: a drawn token's weight is its probability to the power of ``-power``; 1 has no bias.
     """
-    visible = torch.arange(density.shape[-1], device=density.device) < state.lengths[:, None, None, None]
-    weights = proposal(for_kv_heads(density, state.kv_heads), visible, a)
-    chance = (rate * state.lengths[:, None, None, None] * weights).clamp(max=1)
-    shift = comb_shift(random_weights(state, seed, 2, Stream.TAIL))
-    drawn, probability = systematic(torch.where(forced, 0.0, chance), shift)
+    shifts = comb_shift(random_weights(state, seed, 2, Stream.TAIL))
+    density = for_kv_heads(density, state.kv_heads)
+    return drawn_at_rate(forced, density, state.lengths, rate, shifts, a=a, power=power)
+
+
+def drawn_at_rate(
+    forced: Tensor, density: Tensor, lengths: Tensor, rate: float, shifts: Tensor, *, a: float, power: float
+) -> Selection:
+    """The same with the comb of each list, int64 ``shifts`` ``[batch, ...]``; ``density`` is ``[batch, ..., length]``.
+
+    ``lengths`` ``[batch]`` is what a round can see.
+    """
+    ends = lengths.view(-1, *[1] * (density.dim() - 1))
+    visible = torch.arange(density.shape[-1], device=density.device) < ends
+    chance = (rate * ends * proposal(density, visible, a)).clamp(max=1)
+    drawn, probability = systematic(torch.where(forced, 0.0, chance), shifts)
     return weighted_list(forced.expand_as(drawn), drawn, probability**power)
