@@ -106,8 +106,7 @@ def test_an_evaluation_gives_the_cpus_figures():
         assert cuda == pytest.approx(cpu, rel=1e-2, abs=1e-6)
 
 
-def test_methods_with_kernels_of_their_own_give_the_cpus_figures(monkeypatch):
-    monkeypatch.setenv("SPECATTN_KERNELS", "all")
+def test_methods_with_kernels_of_their_own_give_the_cpus_figures():
     tokens = [3 + (7 * i * i + i) % 90 for i in range(201)]
     names = (
         "quest:budget=0.3",

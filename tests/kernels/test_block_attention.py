@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from specattn.kernels.check import error_ratio
-from specattn.kernels.device import KERNELS, can_run_kernels, has_kernels
+from specattn.kernels.device import has_kernels
 from specattn.prefill import block_attention, two_stage
 from specattn.prefill.thresholds import Thresholds
 from specattn.prefill.two_stage import TwoStageOutput, two_stage_attention
@@ -78,18 +78,9 @@ def test_float32_goes_to_the_reference(kernel_calls):
 
 
 def test_kernels_run_on_gpus_that_are_new_enough(monkeypatch):
-    assert not can_run_kernels(torch.device("cpu"))
+    assert not has_kernels(torch.device("cpu"))
     for capability, runs in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
-        can_run_kernels.cache_clear()
+        has_kernels.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert can_run_kernels(torch.device("cuda")) is runs
-    can_run_kernels.cache_clear()
-
-
-@pytest.mark.parametrize("value,runs", [(None, False), ("", False), ("all", True)])
-def test_kernels_that_no_gpu_has_run_are_asked_for(monkeypatch, value, runs):
-    monkeypatch.setattr("specattn.kernels.device.can_run_kernels", lambda device: True)
-    monkeypatch.delenv(KERNELS, raising=False)
-    if value is not None:
-        monkeypatch.setenv(KERNELS, value)
-    assert has_kernels(torch.device("cuda")) is runs
+        assert has_kernels(torch.device("cuda")) is runs
+    has_kernels.cache_clear()

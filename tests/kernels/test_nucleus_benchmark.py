@@ -21,7 +21,7 @@ def nucleus(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     from specattn.benchmarks import nucleus
 
     small = (2, 1000)
-    for name, value in {"SHAPES": [small], "RATED": [small], "QUICK": [small], "CAPACITY": 600}.items():
+    for name, value in {"SHAPES": [small], "RATED": [small], "QUICK": [small], "PLACES": 1}.items():
         monkeypatch.setattr(nucleus, name, value)
     monkeypatch.setattr(nucleus, "ROTATED_BYTES", 1)
     if not torch.cuda.is_available():

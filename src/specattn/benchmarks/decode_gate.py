@@ -48,10 +48,12 @@ def check_rounds(
 
     Args:
         method: of the sparse rounds, all but its ``p``: that is :data:`P`, so that something is left out. A sparse
-            draft's are first rounds, whose lists are whole, since the other path's draft reads everything.
+            draft's are first rounds, whose lists are whole, since the other path's draft reads everything. The first
+            layer is dense: a token at the edge of its lists, which rounding decides, would move all that follows.
     """
     torch.manual_seed(0)
-    setting = _setting(shape, replace(method, p=P), device, dtype)
+    method = replace(method, p=P, dense_layers=max(1, method.dense_layers))
+    setting = _setting(shape, method, device, dtype)
     tokens = _read(setting)
     for mode in ("dense", "sparse"):
         found = _fast(setting, mode, tokens, timer)

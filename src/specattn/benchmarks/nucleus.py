@@ -29,7 +29,8 @@ QUICK = SHAPES[1:2]
 DEVICE = "cuda"
 P = 0.9
 SINK, RECENT = 4, 64
-CAPACITY = 8192
+PLACES = 4
+"""A list has a place for one in so many positions of its row."""
 SCALE = 2.5
 """Of the logits."""
 ROTATED_BYTES = 400 << 20
@@ -91,7 +92,7 @@ def _times(report: Report, bandwidth: float, rows: int, length: int) -> dict[str
     copies = -(-ROTATED_BYTES // (4 * rows * length))
     inputs = [attention_rows(rows, length, seed) for seed in range(copies)]
     lengths = torch.full((rows,), length, dtype=torch.int32, device=DEVICE)
-    outputs = [empty_lists(scores, CAPACITY) for scores in inputs]
+    outputs = [empty_lists(scores, length // PLACES) for scores in inputs]
     ours = [partial(_select, scores, lengths, out) for scores, out in zip(inputs, outputs, strict=True)]
     for launch in ours:
         launch()
@@ -109,7 +110,7 @@ def _times(report: Report, bandwidth: float, rows: int, length: int) -> dict[str
 
 
 def _select(scores: Tensor, lengths: Tensor, out: Selection) -> None:
-    nucleus_lists(scores, P, lengths, capacity=CAPACITY, sink=SINK, recent=RECENT, out=out)
+    nucleus_lists(scores, P, lengths, capacity=out.indices.shape[-1], sink=SINK, recent=RECENT, out=out)
 
 
 def _sort(scores: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ WARM_UPS = 2
 
 
 class CapturedRound:
-    """A round as one graph.
+    """A round as one graph, which keeps the round: its kernels write where the round's buffers were at the capture.
 
     Args:
         run: the round; reads and writes tensors that keep their place.
@@ -23,6 +23,7 @@ class CapturedRound:
     """
 
     def __init__(self, run: Run, memory: Any) -> None:
+        self._run = run
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

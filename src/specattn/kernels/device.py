@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from functools import cache
 
 import torch
@@ -12,21 +11,8 @@ LEAST_CAPABILITY = (8, 0)
 """Compute capability of an A100."""
 
 
-KERNELS = "SPECATTN_KERNELS"
-"""Environment variable: ``all`` turns on kernels that no GPU has run yet."""
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether prefill, Quest and Twilight take their kernels on ``device``, and not PyTorch.
-
-    They have passed their tests in Triton's interpreter and compile for GPUs, and none has run them through. Until one
-    has, they are asked for.
-    """
-    return os.environ.get(KERNELS) == "all" and can_run_kernels(device)
-
-
 @cache
-def can_run_kernels(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
     """Whether ``device`` is a GPU that is new enough, and triton is there to compile for it."""
     return (
         device.type == "cuda"

@@ -17,7 +17,7 @@ from specattn.kernels.quantised_keys_triton import quantise_keys_kernel
 from specattn.kernels.quantised_round_scores import BEHIND, choose_tiles
 from specattn.kernels.quantised_round_scores_triton import quantised_round_scores_kernel
 from specattn.kernels.quantised_scores_triton import quantised_scores_kernel
-from specattn.kernels.round_scores import STAGES, TILE_TOKENS, TILES, round_warps
+from specattn.kernels.round_scores import TILE_TOKENS, TILES, round_stages, round_warps
 from specattn.kernels.round_scores import blocks as round_blocks
 from specattn.kernels.round_scores_triton import round_scores_kernel
 from specattn.kernels.split_kv import block_rows, tile_tokens
@@ -100,7 +100,9 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
         tiles |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
         types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
         warps = round_warps(tile_rows * tile_group)
-        yield _variant(round_scores_kernel, dtype, tiles, types, warps=warps, stages=STAGES)
+        yield _variant(
+            round_scores_kernel, dtype, tiles, types, warps=warps, stages=round_stages(head_dim, 2)
+        )
     for bits in (4, 8):
         for rows, query_heads, kv_heads, head_dim in ROUND_SHAPES:
             yield _quantised_round(dtype, bits, rows, query_heads // kv_heads, kv_heads, head_dim)

@@ -21,7 +21,6 @@ LEAST_BLOCK = 16
 LARGEST_BLOCK = 128
 TILE_TOKENS = 128
 TILES = 8
-STAGES = 5
 
 
 def round_scores(
@@ -90,7 +89,7 @@ def round_scores(
         BLOCK_N=TILE_TOKENS,
         TILES=TILES,
         num_warps=round_warps(block_rows * block_group),
-        num_stages=STAGES,
+        num_stages=round_stages(head_dim, keys.element_size()),
     )
 
 
@@ -113,6 +112,11 @@ def blocks(rows: int, group: int) -> tuple[int, int]:
 def round_warps(rows: int) -> int:
     """Warps of a program with a tile of so many rows."""
     return 4 if rows <= 64 else 8
+
+
+def round_stages(head_dim: int, itemsize: int) -> int:
+    """One more than the tiles on their way from memory: up to 64 KB of keys."""
+    return max(2, min(5, 1 + 65536 // (TILE_TOKENS * head_dim * itemsize)))
 
 
 def round_scores_reference(
