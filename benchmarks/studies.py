@@ -105,6 +105,7 @@ def paper() -> Iterator[Command]:
         "quest:budget=0.1,quest:budget=0.25",
         sweep("specattn-paper:p={}", (0.8, 0.9, 0.95, 0.97, 0.99)),
         sweep("specattn:p={}", (0.7, 0.8, 0.9, 0.95)),
+        "specattn:p=0.8:dense_layers=0:every_row=true",
         "specattn:p=0.8:tail=0.05",
     ]
     books = texts([f"books/{book}" for book in BOOKS])
@@ -194,8 +195,8 @@ def small() -> Iterator[Command]:
 
 def tasks() -> Iterator[Command]:
     """Answers that are scored."""
-    methods = "dense,specattn:p=0.8:dense_layers=0,specattn:p=0.9:dense_layers=0"
-    methods += ",specattn:p=0.8:tail=0.05:dense_layers=0,streaming:budget=0.1"
+    methods = "dense,specattn:p=0.8:dense_layers=0:every_row=true,specattn:p=0.9:dense_layers=0"
+    methods += ",specattn:p=0.8:tail=0.05:a=0.03:power=0.8:dense_layers=0:every_row=true,streaming:budget=0.1"
     asked: dict[str, tuple[object, ...]] = {
         "passkey_32768": ("passkey", "--length", 32768, "--samples", 20, "--batch", 4, "--chat"),
         "ruler_16384": ("ruler", "--length", 16384, "--samples", 5, "--chat"),
@@ -209,21 +210,27 @@ def tasks() -> Iterator[Command]:
 
 def frontier() -> Iterator[Command]:
     """What the extensions of ``specattn`` give at 8,192 and 32,768 tokens."""
+    flat = ":a=0.03:power=0.8"
     extensions = {
-        "": (0.7, 0.8, 0.9, 0.95),
-        ":tail=0.02": (0.6, 0.7, 0.8, 0.9),
-        ":tail=0.05": (0.6, 0.7, 0.8, 0.9),
-        ":signals=both": (0.7, 0.8, 0.9, 0.95),
-        ":centroids=64": (0.7, 0.8, 0.9, 0.95),
-        ":centroids=16": (0.6, 0.7, 0.8, 0.9),
-        ":signals=both:centroids=64": (0.7, 0.8, 0.9),
-        ":signals=both:tail=0.05": (0.6, 0.7, 0.8, 0.9),
-        ":aggregate=union": (0.7, 0.8, 0.9),
-        ":map=global": (0.7, 0.8, 0.9, 0.95),
+        "": (0.8, 0.9),
+        ":tail=0.05": (0.8,),
+        ":every_row=true": (0.8, 0.9),
+        ":tail=0.05:every_row=true": (0.7, 0.8),
+        f":tail=0.05{flat}:every_row=true": (0.7, 0.8),
+        ":signals=both:every_row=true": (0.8,),
+        ":centroids=64:every_row=true": (0.8, 0.9),
+        ":map=global": (0.9,),
+        ":map=global:every_row=true": (0.9,),
     }
     methods = [sweep(f"specattn:p={{}}{more}:dense_layers=0", ps) for more, ps in extensions.items()]
-    methods += [sweep(f"specattn:p={p}:eps={{}}:dense_layers=0", (0.4, 0.2, 0.1)) for p in (0.6, 0.8)]
-    methods += ["dense", sweep("oracle:p={}:dense_layers=0", (0.7, 0.8, 0.9, 0.95))]
+    rates = {
+        "": (0.2, 0.3),
+        ":every_row=true": (0.1, 0.2, 0.3, 0.5),
+        ":every_row=true:aggregate=rms": (0.3,),
+        ":every_row=true:signals=both": (0.2,),
+    }
+    methods += [sweep(f"specattn:rate={{}}{flat}{more}:dense_layers=0", rs) for more, rs in rates.items()]
+    methods += ["specattn-paper:p=0.95", "oracle:p=0.9:dense_layers=0"]
     for context in (8192, 32768):
         yield fidelity("extensions", context, methods)
 
@@ -245,10 +252,9 @@ def verified() -> Iterator[Command]:
     """How often verified mode misses its tolerance."""
     script = str(ROOT / "examples" / "verified_rate.py")
     for context in (8192, 32768):
-        for p in (0.6, 0.8):
-            sizes = ("--context", str(context), "--p", str(p), "--eps", "0.05", "0.1", "0.2", "0.4")
-            words = (script, *texts(TEXTS), *PAIR, *sizes, "--out", "{out}")
-            yield Command(f"verified_{context}_p{round(100 * p)}", words)
+        sizes = ("--context", str(context), "--rows", "60", "--p", "0.8", "--eps", "0.05", "0.1", "0.2")
+        words = (script, *texts(TEXTS), *PAIR, *sizes, "--out", "{out}")
+        yield Command(f"verified_{context}_p80", words)
 
 
 STUDIES: dict[str, Callable[[], Iterator[Command]]] = {

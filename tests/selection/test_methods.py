@@ -222,7 +222,7 @@ def test_names_and_options_from_text():
         ("specattn:p=1.01", r"outside \(0, 1\]"),
         ("specattn:p=nan", r"outside \(0, 1\]"),
         ("specattn:map=head", "map='head' is unknown"),
-        ("specattn:aggregate=max", "choose one of mean, union"),
+        ("specattn:aggregate=max", "choose one of mean, rms, union"),
         ("specattn:granularity=block", "choose one of token, page"),
         ("specattn:gqa=vote", "choose one of mean, max, union"),
         ("specattn:window=-1", "window=-1 is below 0"),

@@ -64,7 +64,7 @@ def split_methods(text: str) -> list[str]:
     return [name.strip() for name in split(text, ",") if name.strip()]
 
 
-SWEPT = ("p", "budget", "eps")
+SWEPT = ("p", "budget", "eps", "rate")
 """Options that are swept to trace a frontier."""
 
 

@@ -65,23 +65,27 @@ class QuantisedKeysStore:
     """The copies of all layers, in the format of :mod:`specattn.kernels.quantised_keys`.
 
     Attributes:
-        whole: of all layers, the first one's heads first.
-        layers: views of it, a layer each.
+        layers: a copy a layer.
+        whole: of all layers, the first one's heads first, where all are of one length: the layers are views of it.
     """
 
     def __init__(self, pool: KeyPool, bits: int) -> None:
         self.pool = pool
-        self.whole = LayerCopy.empty(pool.keys[0], bits, layers=len(pool.keys))
-        self.layers = self.whole.split(len(pool.keys))
+        self.whole: LayerCopy | None = None
+        if len({len(keys) for keys in pool.keys}) == 1:
+            self.whole = LayerCopy.empty(pool.keys[0], bits, layers=len(pool.keys))
+            self.layers = self.whole.split(len(pool.keys))
+        else:
+            self.layers = [LayerCopy.empty(keys, bits) for keys in pool.keys]
 
     @property
     def nbytes(self) -> int:
-        return self.whole.nbytes
+        return sum(layer.nbytes for layer in self.layers)
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one token and KV head in one layer."""
-        return self.whole.codes.shape[-1] + RANGE_BYTES
+        return self.layers[0].codes.shape[-1] + RANGE_BYTES
 
     def append(self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor) -> None:
         self._quantise(layer, rows)
