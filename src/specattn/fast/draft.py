@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from specattn.fast.decoder import AttendLayer
-from specattn.fast.model import FastModel, steps
+from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
+from specattn.fast.step import Step
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import ScoreExport, export_places
 from specattn.kernels.split_kv import SplitWorkspace
@@ -54,7 +55,7 @@ class ExportedScores:
         return ScoreExport(self.places[layer], self.logits[:, row], self.lse[:, row])
 
 
-class DraftSteps:
+class DraftSteps(Step):
     """Attention of the draft's steps, dense, with workspaces of its own.
 
     Args:
@@ -87,16 +88,6 @@ class DraftSteps:
         runner = self.model.runner
         for row in range(steps):
             runner.meter.add_round(slots, lengths + 1 + row, runner.geometry.layers, None)
-
-    def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
-        """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
-        positions = steps(starts, fed.shape[1])
-        return self.model.logits(fed, slots, positions, self._attend(slots, positions, row), 1)
-
-    def read(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> None:
-        """The same for the sake of its attention alone."""
-        positions = steps(starts, fed.shape[1])
-        self.model.read(fed, slots, positions, self._attend(slots, positions, row))
 
     def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
         cache = self.model.runner.cache

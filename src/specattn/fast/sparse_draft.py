@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from specattn.fast.decoder import AttendLayer
-from specattn.fast.model import FastModel, steps
+from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
+from specattn.fast.step import Step
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import export_places
 from specattn.selection.base import Selection
@@ -76,7 +77,7 @@ class MeanScores:
         torch.matmul(weights.to(self.heads.dtype), self.heads, out=out)
 
 
-class SparseDraftSteps:
+class SparseDraftSteps(Step):
     """Attention of the draft's steps over its own lists.
 
     Args:
@@ -128,16 +129,6 @@ class SparseDraftSteps:
             out=self._lists,
             entries=slots,
         )
-
-    def logits(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> Tensor:
-        """Logits ``[batch, 1, vocabulary]`` after the tokens ``fed`` ``[batch, rows]`` at positions from ``starts``."""
-        positions = steps(starts, fed.shape[1])
-        return self.model.logits(fed, slots, positions, self._attend(slots, positions, row), 1)
-
-    def read(self, fed: Tensor, slots: Tensor, starts: Tensor, row: int) -> None:
-        """The same for the sake of its attention alone."""
-        positions = steps(starts, fed.shape[1])
-        self.model.read(fed, slots, positions, self._attend(slots, positions, row))
 
     def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
         cache = self.model.runner.cache
