@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from specattn.benchmarks.timing import captured
 from specattn.fast.graph import WARM_UPS, CapturedRound
 
 
@@ -40,11 +41,23 @@ def without_graphs(monkeypatch):
 def test_a_graph_keeps_its_round_and_its_buffers():
     round = Round()
     alive = weakref.ref(round)
-    captured = CapturedRound(round.run, memory=None)
+    graph = CapturedRound(round.run, memory=None)
     del round
     gc.collect()
     assert alive() is not None
-    assert captured().tolist() == [WARM_UPS + 1]
-    del captured
+    assert graph().tolist() == [WARM_UPS + 1]
+    del graph
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_a_timed_graph_keeps_what_it_was_captured_from(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    round = Round()
+    alive = weakref.ref(round)
+    replay = captured(round.run)
+    del round
+    gc.collect()
+    assert alive() is not None and replay().tolist() == [2]

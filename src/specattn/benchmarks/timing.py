@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from statistics import median
 from typing import Protocol, TypeVar
 
@@ -32,6 +33,7 @@ def captured(run: Callable[[], Result]) -> Callable[[], Result]:
     with torch.cuda.graph(graph):
         result = run()
 
+    @wraps(run)  # and so kept: the graph writes into what it owns
     def replay() -> Result:
         graph.replay()
         return result
