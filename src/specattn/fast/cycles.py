@@ -16,7 +16,7 @@ from specattn.fast.landing import Run
 from specattn.fast.pass_scores import PassScores
 from specattn.fast.requests import READS
 from specattn.fast.self_lists import SelfLists
-from specattn.fast.speculator import FastSpeculator, Ready, Shared, Work
+from specattn.fast.speculator import FastSpeculator, Ready, Shared, Work, shape_of
 from specattn.landed import Landed
 from specattn.ledger import CycleLedger
 from specattn.plan import Plan
@@ -144,8 +144,7 @@ class FastCycles(FastSpeculator):
         return self._ahead.rounds.shape[1] + 1 + READS
 
     def _pass(self, requests: int, rows: int, sampling: SamplingState) -> Ready:
-        padded, rows = 1 << (requests - 1).bit_length(), -(-rows // STEP) * STEP
-        key = (padded, rows, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
+        padded, rows, *_ = key = shape_of(requests, -(-rows // STEP) * STEP, sampling)
         if key not in self._passes:
             shared = self._shared
             scores = None if self.scores is None else PassScores(shared.target, self.scores, padded)

@@ -28,13 +28,7 @@ def unsupported(method: Method, *, lossless: bool = False) -> str | None:
         return None if lossless else f"{method.name} has a fast path in the lossless mode only"
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} has no fast path yet: dense and specattn have"
-    wanted = {
-        "aggregate": "mean",
-        "granularity": "token",
-        "gqa": "mean",
-        "centroids": 0,
-        "signals": "draft",
-    }
+    wanted = {"aggregate": "mean", "granularity": "token", "gqa": "mean", "centroids": 0, "signals": "draft"}
     for option, value in wanted.items():
         if getattr(method, option) != value:
             return f"{method.name} has a fast path for {option}={value} only"

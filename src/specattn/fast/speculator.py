@@ -109,6 +109,12 @@ class Ready:
             self.slots.copy_(upload(padded, self.slots.device))
 
 
+def shape_of(requests: int, rows: int, sampling: SamplingState) -> tuple[int, int, bool, int, bool]:
+    """What a graph is captured for: the padded batch, the rows, and what the sampling asks of the host."""
+    padded = 1 << (requests - 1).bit_length()
+    return padded, rows, sampling.sampled, sampling.max_top_k, sampling.uses_top_p
+
+
 class FastSpeculator(Speculator):
     """Runs whole rounds on the device: as CUDA graphs on a GPU, operation by operation elsewhere.
 
@@ -177,8 +183,7 @@ class FastSpeculator(Speculator):
         return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
 
     def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> Ready:
-        padded = 1 << (requests - 1).bit_length()
-        key = (padded, gamma, sampling.sampled, sampling.max_top_k, sampling.uses_top_p)
+        padded, *_ = key = shape_of(requests, gamma, sampling)
         if key not in self._rounds:
             self._rounds[key] = self._build(padded, gamma, sampling)
         return self._rounds[key]
