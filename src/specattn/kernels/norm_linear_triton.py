@@ -1,0 +1,122 @@
+"""The Triton kernel of :mod:`specattn.kernels.norm_linear`: a program reads all channels of its outputs' weights."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specattn.kernels.normed_rows import NormedRows, shrinkage
+from specattn.kernels.product_tiling import ProductTiling, norm_tiling, tile_rows
+from specattn.kernels.weight_tiles_triton import (
+    load_rows,
+    load_weights,
+    multiply,
+    prefetch_weights,
+    wait_for_launch_before,
+)
+
+
+def norm_linear(
+    normed: NormedRows, weight: Tensor, bias: Tensor | None = None, *, tiling: ProductTiling | None = None
+) -> Tensor:
+    """:func:`specattn.kernels.norm_linear.norm_linear` as one launch, of contiguous tensors and at most 128 rows."""
+    return _launch(normed, weight, bias, len(weight), False, tiling)
+
+
+def norm_gated_linear(normed: NormedRows, weight: Tensor, *, tiling: ProductTiling | None = None) -> Tensor:
+    """:func:`specattn.kernels.norm_linear.norm_gated_linear` in the same way."""
+    return _launch(normed, weight, None, len(weight) // 2, True, tiling)
+
+
+def _launch(
+    normed: NormedRows,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    is_gated: bool,
+    tiling: ProductTiling | None,
+) -> Tensor:
+    x, squares = normed.rows, normed.squares
+    rows, channels = x.shape
+    tiling = tiling or norm_tiling(rows, outputs, x.device)
+    parts = 1 if squares is None else len(squares)
+    out = x.new_empty(rows, outputs)
+    norm_linear_kernel[(triton.cdiv(outputs, tiling.columns),)](
+        x, squares, weight, bias, out, rows, channels, outputs, parts, normed.eps,
+        GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
+        EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
+        BLOCK_M=tile_rows(rows), BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
+        PREFETCH=tiling.prefetch, EARLY=tiling.early,
+        num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "parts"])
+def norm_linear_kernel(
+    x,  # [rows, channels]
+    squares,  # float32 [parts, rows], or None
+    weight,  # [outputs, channels], or [2 * outputs, channels] if GATED
+    bias,  # [outputs] or None
+    out,  # [rows, outputs]
+    rows,
+    channels,
+    outputs,
+    parts,
+    eps,
+    GATED: tl.constexpr,
+    SHRINK: tl.constexpr,
+    SQUARES: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row = tl.arange(0, BLOCK_M)
+    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    values = weight + outputs * channels
+    if PREFETCH:
+        prefetch_weights(weight, output, 0, channels, outputs, channels, 8)
+        if GATED:
+            prefetch_weights(values, output, 0, channels, outputs, channels, 8)
+    if EARLY:
+        wait_for_launch_before()
+    if squares is not None:
+        # Asked for before the product and looked at behind it.
+        part = tl.arange(0, SQUARES)
+        inside = (part < parts)[:, None] & (row < rows)[None, :]
+        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=inside, other=0.0)
+    if GATED:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        acc_values = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(0, channels, BLOCK_K):
+            channel = start + tl.arange(0, BLOCK_K)
+            tile = load_rows(x, row, channel, rows, channels, EVEN_K)
+            w = load_weights(weight, output, channel, outputs, channels, EVEN_N, EVEN_K)
+            v = load_weights(values, output, channel, outputs, channels, EVEN_N, EVEN_K)
+            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+            acc_values = tl.dot(tile, tl.trans(v), acc_values, input_precision="ieee")
+    else:
+        acc = multiply(
+            x, weight, row, output, 0, channels, rows, outputs, channels, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    if squares is not None:
+        scale = (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
+        acc *= scale
+        if GATED:
+            acc_values *= scale
+    if bias is not None:
+        acc += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
+    dtype = out.dtype.element_ty
+    if GATED:
+        # Rounded where separate operations would round.
+        gate = acc.to(dtype).to(tl.float32)
+        activated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        acc = activated * acc_values.to(dtype).to(tl.float32)
+    live = (row < rows)[:, None] & (output < outputs)[None, :]
+    tl.store(out + row[:, None] * outputs + output[None, :], acc.to(dtype), mask=live)

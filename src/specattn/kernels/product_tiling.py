@@ -1,0 +1,120 @@
+"""How products of few rows are cut into programs, and where their parts meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from specattn.errors import UsageError
+
+MOST_ROWS = 128
+"""Rows up to which reading the weights is most of a product's time."""
+
+LEAST_ROWS = 16
+"""Rows of a tensor core's tile."""
+
+DEEPEST_SPLIT = 16
+"""Parts of a row of weights, at most."""
+
+
+@dataclass(frozen=True)
+class ProductTiling:
+    """How the weights are cut.
+
+    Attributes:
+        columns: outputs of a program; of a gated product as many gates and as many values.
+        depth: channels that are fetched at once.
+        warps, stages: of a program: its width, and how many fetches are under way.
+        parts: programs that share the channels of the same outputs.
+        prefetch: ask for all of a program's weights at its start, before it waits for anything.
+        early: start while the launch before it still runs (compute capability 9.0).
+    """
+
+    columns: int
+    depth: int
+    warps: int = 4
+    stages: int = 4
+    parts: int = 1
+    prefetch: bool = False
+    early: bool = False
+
+    def cut(self, channels: int) -> tuple[int, int]:
+        """Programs that share ``channels``, none without any, and the fetches of each."""
+        fetches = -(-channels // self.depth)
+        steps = -(-fetches // min(self.parts, fetches))
+        return -(-fetches // steps), steps
+
+
+@dataclass(frozen=True)
+class ProductWorkspace:
+    """Where programs that share outputs leave their parts; launches of one stream can share it.
+
+    Attributes:
+        parts: float32.
+        arrivals: int32, zeros between launches.
+    """
+
+    parts: Tensor
+    arrivals: Tensor
+
+    @classmethod
+    def allocate(cls, device: torch.device) -> ProductWorkspace:
+        """For every product that :func:`split_tiling` cuts."""
+        programs = 2 * processors(device)
+        return cls(
+            torch.empty(programs * MOST_ROWS * 32, dtype=torch.float32, device=device),
+            torch.zeros(programs, dtype=torch.int32, device=device),
+        )
+
+    def check(self, tiles: int, parts: int, size: int) -> None:
+        """Whether ``parts`` of ``size`` numbers fit, of each of ``tiles``.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.parts.numel() < tiles * parts * size or self.arrivals.numel() < tiles:
+            raise UsageError(
+                f"a workspace of {self.parts.numel()} elements for {self.arrivals.numel()} tiles is too small: "
+                f"{tiles * parts * size} for {tiles} are needed; take a tiling of fewer parts"
+            )
+
+
+def tile_rows(rows: int) -> int:
+    """Rows of a tile that holds all.
+
+    Raises:
+        UsageError: there are too many.
+    """
+    if rows > MOST_ROWS:
+        raise UsageError(f"a product of {rows} rows is not for these kernels: they take up to {MOST_ROWS}")
+    return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
+
+
+def norm_tiling(rows: int, outputs: int, device: torch.device) -> ProductTiling:
+    """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one."""
+    columns = next((wide for wide in (64, 32) if outputs >= wide * processors(device)), 16)
+    return _tiling(rows, columns)
+
+
+def split_tiling(rows: int, outputs: int, channels: int, device: torch.device) -> ProductTiling:
+    """For outputs that programs can share: as many parts as it takes to have a program a multiprocessor."""
+    tiling = norm_tiling(rows, outputs, device)
+    tiles = -(-outputs // tiling.columns)
+    wanted = max(1, round(processors(device) / tiles))
+    # A part has something to fetch while it waits for its first tile.
+    parts = min(wanted, DEEPEST_SPLIT, max(1, channels // (tiling.depth * tiling.stages)))
+    return ProductTiling(tiling.columns, tiling.depth, tiling.warps, tiling.stages, parts)
+
+
+def _tiling(rows: int, columns: int) -> ProductTiling:
+    block = tile_rows(rows)
+    return ProductTiling(columns, depth=128 if block <= 32 else 64, warps=8 if block > 64 else 4)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors; Triton's interpreter counts as few."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
