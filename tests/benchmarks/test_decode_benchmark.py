@@ -210,7 +210,9 @@ def refuse(needed: int, device: torch.device, what: str) -> None:
 # The gate
 
 
-@pytest.mark.parametrize("broken", ["sparse_attention", "dense_attention", "export_attention", "add_norm"])
+@pytest.mark.parametrize(
+    "broken", ["sparse_attention", "dense_attention", "export_attention", "add_norm", "norm_linear"]
+)
 def test_a_wrong_operation_fails_the_gate(tiny: None, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     right = references()
 

@@ -125,7 +125,9 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
 @pytest.mark.parametrize("outputs", [32, 320])
 def test_a_layer_by_default_tilings(rows, outputs):
     channels = 2080
-    assert DEVICE.type == "cuda" or (split_tiling(rows, outputs, channels, DEVICE).parts > 1) == (outputs < 64)
+    assert DEVICE.type == "cuda" or (split_tiling(rows, outputs, channels, DEVICE).parts > 1) == (
+        outputs < 64
+    )
     x, out = randn(rows, channels), randn(outputs, channels, seed=1)
     stream, gain = randn(rows, outputs, seed=2), randn(outputs, seed=3)
     total, normed = linear_add_triton.linear_add(x, out, None, stream, gain, EPS)
@@ -154,16 +156,18 @@ def test_what_does_not_fit_is_refused():
     x, weight, stream, gain = randn(129, 64), randn(32, 64), randn(129, 32), randn(32)
     with pytest.raises(UsageError, match="129 rows"):
         linear_add_triton.linear_add(x, weight, None, stream, gain, EPS)
+    with pytest.raises(UsageError, match="must be contiguous"):
+        linear_add_triton.linear_add(x[:16], weight, None, randn(16, 64)[:, :32], gain, EPS)
     workspace = ProductWorkspace(
         torch.empty(16, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
     )
     tiling = ProductTiling(16, 32, parts=2)
     with pytest.raises(UsageError, match="workspace of 16 elements"):
-        linear_add_triton.linear_add(
-            x[:16], weight, None, stream[:16], gain, EPS, workspace, tiling=tiling
-        )
+        linear_add_triton.linear_add(x[:16], weight, None, stream[:16], gain, EPS, workspace, tiling=tiling)
 
 
-@pytest.mark.parametrize("parts,channels,cut", [(1, 100, (1, 4)), (2, 168, (2, 3)), (5, 64, (2, 1)), (4, 160, (3, 2))])
+@pytest.mark.parametrize(
+    "parts,channels,cut", [(1, 100, (1, 4)), (2, 168, (2, 3)), (5, 64, (2, 1)), (4, 160, (3, 2))]
+)
 def test_every_part_has_channels(parts, channels, cut):
     assert ProductTiling(16, 32, parts=parts).cut(channels) == cut

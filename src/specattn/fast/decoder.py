@@ -1,23 +1,25 @@
 """A transformers decoder, transformed once for decoding: merged products, fused operations between them.
 
-The modules as they come launch some thirty kernels a layer; this is nine. Weights are shared, not copied: the merged
-tensors take the place of their parts in the modules, which go on working.
+The modules as they come launch some thirty kernels a layer; this is nine, or six for few rows. Weights are shared, not
+copied: the merged tensors take the place of their parts in the modules, which go on working.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
+from specattn.fast.layer import merged
 from specattn.fast.operations import Operations, operations_for
+from specattn.fast.stream import FusedStream, SeparateStream, Stream
 from specattn.kernels.device import LEAST_CAPABILITY
+from specattn.kernels.product_tiling import ProductWorkspace
 from specattn.kernels.quantised_keys import QuantisedKeys
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -31,21 +33,6 @@ LEAST_CHANNELS, MOST_CHANNELS = 32, 256
 
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
-
-
-@dataclass(frozen=True)
-class FastLayer:
-    """The tensors of one decoder layer."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-    head_norms: tuple[Tensor, Tensor, float] | None
 
 
 def unsupported(model: PreTrainedModel) -> str | None:
@@ -108,9 +95,10 @@ class FastDecoder:
         self.embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.head: Tensor = model.get_output_embeddings().weight
         self.norm = decoder.norm.weight
-        self.layers = [_merge(layer) for layer in decoder.layers]
+        self.layers = merged(decoder.layers, self.norm)
         self.head_dim: int = decoder.layers[0].self_attn.head_dim
         self.operations: Operations = operations or operations_for(model.device)
+        self.workspace = ProductWorkspace.allocate(model.device)
         positions = torch.arange(length, device=model.device)[None]
         # In float32: the tables are rounded to the model's dtype where they are used.
         tables = decoder.rotary_emb(torch.empty(0, device=model.device), positions)
@@ -135,14 +123,11 @@ class FastDecoder:
             attend: called in each layer after its keys and values are in the pool.
             copies: quantised keys of each layer that follow the pool, if there are any.
         """
-        shape, operations = tokens.shape, self.operations
-        positions, rows = positions.flatten(), rows.flatten()
-        change, stream = embedding(tokens.flatten(), self.embedding), None
+        shape, positions, rows = tokens.shape, positions.flatten(), rows.flatten()
+        stream = self._stream(embedding(tokens.flatten(), self.embedding))
         for number, layer in enumerate(self.layers):
-            normed, stream = operations.add_norm(change, stream, layer.input_norm, self.eps)
-            qkv = linear(normed, layer.qkv, layer.qkv_bias)
-            query = operations.rope_append(
-                qkv,
+            query = self.operations.rope_append(
+                stream.qkv(layer),
                 self.cosine,
                 self.sine,
                 positions,
@@ -153,40 +138,15 @@ class FastDecoder:
                 None if copies is None else copies[number],
             )
             attended = attend(number, query.view(*shape, -1, self.head_dim))
-            change = linear(attended.reshape(shape.numel(), -1), layer.out, layer.out_bias)
-            normed, stream = operations.add_norm(change, stream, layer.post_norm, self.eps)
-            change = linear(operations.gated(linear(normed, layer.gate_up)), layer.down)
-        normed, _ = operations.add_norm(change, stream, self.norm, self.eps)
-        return normed.view(*shape, -1)
+            stream.absorb(attended.reshape(shape.numel(), -1), layer)
+        return stream.normed(self.norm).view(*shape, -1)
+
+    def _stream(self, rows: Tensor) -> Stream:
+        """What ``rows`` ``[rows, hidden]`` are before the first layer."""
+        if len(rows) <= self.operations.fused_rows:
+            return FusedStream(rows, self.operations, self.eps, self.layers[0], self.workspace)
+        return SeparateStream(rows, self.operations, self.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., hidden]`` to ``[..., vocabulary]``."""
         return linear(hidden, self.head)
-
-
-def _merge(layer: Any) -> FastLayer:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    biases = [projection.bias for projection in projections]
-    norms = None
-    if hasattr(attention, "q_norm"):
-        norms = (attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.variance_epsilon)
-    return FastLayer(
-        input_norm=layer.input_layernorm.weight,
-        qkv=_joined([projection.weight for projection in projections]),
-        qkv_bias=None if biases[0] is None else _joined(biases),
-        out=attention.o_proj.weight,
-        out_bias=attention.o_proj.bias,
-        post_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down=mlp.down_proj.weight,
-        head_norms=norms,
-    )
-
-
-def _joined(parts: list[nn.Parameter]) -> Tensor:
-    """The parts one below the other; each becomes a view of the whole, so that no byte is held twice."""
-    whole = torch.cat([part.data for part in parts])
-    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-        part.data = view
-    return whole

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.normed_rows import NormedRows
+from specattn.kernels.product_tiling import MOST_ROWS
 from specattn.selection.base import Selection
 
 ATTENTIONS = ("triton", "flashinfer")
@@ -17,17 +19,21 @@ ATTENTIONS = ("triton", "flashinfer")
 
 @dataclass(frozen=True)
 class Operations:
-    """What a round is made of, besides matrix products; each pair of kernel and reference has one signature.
+    """What a round is made of, besides products of many rows; each pair of kernel and reference has one signature.
 
     Attributes:
         scores: the dtype in which the draft's logits are kept.
         probabilities: the dtype of attention that lists are made from.
         captured: whether a CUDA graph can hold them: none asks the host for anything.
+        fused_rows: rows up to which products are fused with what stands between them.
     """
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
     rope_append: Callable[..., Tensor]
     gated: Callable[[Tensor], Tensor]
+    norm_linear: Callable[..., Tensor]
+    norm_gated_linear: Callable[..., Tensor]
+    linear_add: Callable[..., tuple[Tensor, NormedRows]]
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
@@ -40,6 +46,7 @@ class Operations:
     scores: torch.dtype
     probabilities: torch.dtype
     captured: bool = True
+    fused_rows: int = MOST_ROWS
 
 
 def operations_for(device: torch.device, attention: str = "triton") -> Operations:
@@ -81,6 +88,8 @@ def kernels() -> Operations:
     from specattn.kernels.export_attention import export_attention
     from specattn.kernels.gated_triton import gated
     from specattn.kernels.head_mixture import head_mixture
+    from specattn.kernels.linear_add_triton import linear_add
+    from specattn.kernels.norm_linear_triton import norm_gated_linear, norm_linear
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.quantised_round_scores import quantised_round_scores
@@ -93,6 +102,9 @@ def kernels() -> Operations:
         add_norm,
         rope_append,
         gated,
+        norm_linear,
+        norm_gated_linear,
+        linear_add,
         export_attention,
         head_mixture,
         nucleus_lists,
@@ -113,6 +125,8 @@ def references() -> Operations:
     from specattn.kernels.export_attention import export_attention_reference
     from specattn.kernels.gated import gated
     from specattn.kernels.head_mixture import head_mixture_reference
+    from specattn.kernels.linear_add import linear_add
+    from specattn.kernels.norm_linear import norm_gated_linear, norm_linear
     from specattn.kernels.nucleus_lists_reference import nucleus_lists_reference
     from specattn.kernels.paged_reference import (
         dense_paged_attention_reference,
@@ -128,6 +142,9 @@ def references() -> Operations:
         add_norm,
         rope_append,
         gated,
+        norm_linear,
+        norm_gated_linear,
+        linear_add,
         export_attention_reference,
         head_mixture_reference,
         nucleus_lists_reference,

@@ -1,4 +1,4 @@
-"""What a GPU would compile of the kernels between a decoder layer's products, so that none is needed to."""
+"""What a GPU would compile of a decoder layer's kernels, attention aside, so that none is needed to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from specattn.kernels.add_norm_triton import add_norm_kernel
 from specattn.kernels.compilation import Variant
 from specattn.kernels.gated_triton import gated_kernel
+from specattn.kernels.linear_add_triton import linear_add_kernel
+from specattn.kernels.norm_linear_triton import norm_linear_kernel
 from specattn.kernels.rope_append_triton import rope_append_kernel
 
 
@@ -23,11 +25,32 @@ def variants() -> Iterator[Variant]:
         heads: dict[str, Any] = {"QUERY_HEADS": 32, "KV_HEADS": 8, "HALF": 64, "NORMED": normed, "BITS": bits}
         heads |= {} if bits else {"codes": None, "ranges": None}
         yield _variant(rope_append_kernel, heads, types, 1)
+    for block, columns, warps in ((16, 16, 4), (16, 32, 4), (32, 32, 4), (64, 32, 4), (128, 64, 8)):
+        yield from _products(block, columns, warps)
 
 
-def _variant(kernel: Any, constants: dict[str, Any], types: dict[str, str], warps: int) -> Variant:
+def _products(block: int, columns: int, warps: int) -> Iterator[Variant]:
+    """Of rows in tiles of ``block``: gated or not, and shared by programs or not."""
+    types = {"eps": "fp32", "squares": "*fp32", "partials": "*fp32", "arrivals": "*i32"}
+    types |= dict.fromkeys(("rows", "channels", "outputs", "parts", "steps"), "i32")
+    shape = {"EVEN_N": True, "EVEN_K": True, "BLOCK_M": block, "BLOCK_N": columns, "SHRINK": 1.0}
+    shape |= {"BLOCK_K": 128 if block <= 32 else 64, "PREFETCH": True, "EARLY": False}
+    for is_gated in (False, True):
+        constants = shape | {"GATED": is_gated, "SQUARES": 64} | ({"bias": None} if is_gated else {})
+        yield _variant(norm_linear_kernel, constants, types, warps, stages=4)
+    for parts in (1, 4):
+        names = ["bias", "partials", "arrivals"] if parts == 1 else ["bias"]
+        constants = shape | {"PARTS": parts} | dict.fromkeys(names)
+        yield _variant(linear_add_kernel, constants, types, warps, stages=4)
+
+
+def _variant(
+    kernel: Any, constants: dict[str, Any], types: dict[str, str], warps: int, stages: int = 3
+) -> Variant:
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*bf16") for name in kernel.arg_names
     }
-    aligned = tuple(name for name, kind in signature.items() if kind.startswith("*"))
-    return Variant(kernel, signature, constants, warps=warps, aligned=aligned)
+    aligned = tuple(
+        name for name, kind in signature.items() if kind.startswith("*") or name in ("channels", "outputs")
+    )
+    return Variant(kernel, signature, constants, warps=warps, stages=stages, aligned=aligned)

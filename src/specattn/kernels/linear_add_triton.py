@@ -13,7 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import ProductTiling, ProductWorkspace, split_tiling, tile_rows
+from specattn.kernels.product_tiling import (
+    ProductTiling,
+    ProductWorkspace,
+    check_contiguous,
+    split_tiling,
+    tile_rows,
+)
 from specattn.kernels.weight_tiles_triton import multiply, prefetch_weights, wait_for_launch_before
 
 
@@ -34,6 +40,7 @@ def linear_add(
     """
     rows, channels = x.shape
     outputs = len(weight)
+    check_contiguous(x, weight, bias, stream, gain)
     tiling = tiling or split_tiling(rows, outputs, channels, x.device)
     block_m, tiles = tile_rows(rows), triton.cdiv(outputs, tiling.columns)
     parts, steps = tiling.cut(channels)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import ProductTiling, norm_tiling, tile_rows
+from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
 from specattn.kernels.weight_tiles_triton import (
     load_rows,
     load_weights,
@@ -40,6 +40,7 @@ def _launch(
 ) -> Tensor:
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
+    check_contiguous(x, squares, weight, bias)
     tiling = tiling or norm_tiling(rows, outputs, x.device)
     parts = 1 if squares is None else len(squares)
     out = x.new_empty(rows, outputs)

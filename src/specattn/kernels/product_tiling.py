@@ -82,6 +82,15 @@ class ProductWorkspace:
             )
 
 
+def check_contiguous(*tensors: Tensor | None) -> None:
+    """Raise a :class:`UsageError` unless all tensors that are given lie in memory row by row."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_contiguous():
+            raise UsageError(
+                f"a tensor of shape {list(tensor.shape)} has strides {tensor.stride()}: it must be contiguous"
+            )
+
+
 def tile_rows(rows: int) -> int:
     """Rows of a tile that holds all.
 
