@@ -22,6 +22,7 @@ TYPES = [(torch.float32, 1e-6), (HALF, 1e-2 if torch.cuda.is_available() else 2e
 ROWS = [1, 5, 16, 33, 80, 128]
 EPS = 1e-6
 SMALL = ProductTiling(columns=16, depth=32)
+SLICED = ProductTiling(columns=16, depth=64, slices=4)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,7 +58,8 @@ def begun(stream: Tensor, gain: Tensor, parts: int) -> NormedRows:
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (72, 40, False), (136, 23, True)])
-def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias):
+@pytest.mark.parametrize("tiling", [SMALL, SLICED])
+def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, tiling):
     stream, gain = 30 * randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(outputs, channels, seed=2, dtype=dtype)
     bias = randn(outputs, seed=3, dtype=dtype) if has_bias else None
@@ -65,7 +67,7 @@ def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias):
     exact = exact if bias is None else exact + bias
     normed = begun(stream, gain, parts=5)
     assert error_ratio(norm_linear.norm_linear(normed, weight, bias), exact) < bound
-    kernel = norm_linear_triton.norm_linear(normed, weight, bias, tiling=SMALL)
+    kernel = norm_linear_triton.norm_linear(normed, weight, bias, tiling=tiling)
     assert kernel.shape == (rows, outputs) and kernel.dtype == dtype
     assert error_ratio(kernel, exact) < bound
 
@@ -73,14 +75,15 @@ def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias):
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,width", [(64, 48), (72, 40), (136, 23)])
-def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width):
+@pytest.mark.parametrize("tiling", [SMALL, SLICED])
+def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling):
     stream, gain = randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(2 * width, channels, seed=2, dtype=dtype) / channels**0.5
     gate, up = (exact_norm(stream, gain) @ weight.double().T).chunk(2, -1)
     exact = gate * gate.sigmoid() * up
     normed = begun(stream, gain, parts=1)
     assert error_ratio(norm_linear.norm_gated_linear(normed, weight), exact) < bound
-    kernel = norm_linear_triton.norm_gated_linear(normed, weight, tiling=SMALL)
+    kernel = norm_linear_triton.norm_gated_linear(normed, weight, tiling=tiling)
     assert kernel.shape == (rows, width) and kernel.dtype == dtype
     assert error_ratio(kernel, exact) < bound
 
@@ -94,8 +97,8 @@ def test_rows_that_are_normalised_already_are_multiplied_as_they_are():
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (168, 40, False), (136, 23, True)])
-@pytest.mark.parametrize("parts", [1, 2, 5])
-def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, parts):
+@pytest.mark.parametrize("parts,slices", [(1, 1), (2, 1), (5, 1), (1, 2), (3, 2)])
+def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, parts, slices):
     x, weight = randn(rows, channels, dtype=dtype), randn(outputs, channels, seed=2, dtype=dtype)
     stream, gain = randn(rows, outputs, seed=1, dtype=dtype), randn(outputs, seed=4, dtype=dtype)
     bias = randn(outputs, seed=3, dtype=dtype) if has_bias else None
@@ -103,7 +106,7 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     exact = exact if bias is None else exact + bias
     total, normed = linear_add.linear_add(x, weight, bias, stream, gain, EPS)
     assert error_ratio(total, exact) < bound and error_ratio(normed.rows, exact_norm(exact, gain)) < bound
-    tiling = ProductTiling(columns=16, depth=32, parts=parts)
+    tiling = ProductTiling(columns=16, depth=32, parts=parts, slices=slices)
     workspace = ProductWorkspace(
         torch.full((parts * 3 * 128 * 16,), torch.nan, device=DEVICE),
         torch.zeros(3, dtype=torch.int32, device=DEVICE),

@@ -35,6 +35,7 @@ def _products(block: int, columns: int, warps: int) -> Iterator[Variant]:
     types |= dict.fromkeys(("rows", "channels", "outputs", "parts", "steps"), "i32")
     shape = {"EVEN_N": True, "EVEN_K": True, "BLOCK_M": block, "BLOCK_N": columns, "SHRINK": 1.0}
     shape |= {"BLOCK_K": 128 if block <= 32 else 64, "PREFETCH": True, "EARLY": False}
+    shape["SLICES"] = 4 if block <= 32 else 1
     for is_gated in (False, True):
         constants = shape | {"GATED": is_gated, "SQUARES": 64} | ({"bias": None} if is_gated else {})
         yield _variant(norm_linear_kernel, constants, types, warps, stages=4)

@@ -9,13 +9,7 @@ from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
-from specattn.kernels.weight_tiles_triton import (
-    load_rows,
-    load_weights,
-    multiply,
-    prefetch_weights,
-    wait_for_launch_before,
-)
+from specattn.kernels.weight_tiles_triton import multiply, prefetch, wait_for_launch_before
 
 
 def norm_linear(
@@ -41,7 +35,7 @@ def _launch(
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
     check_contiguous(x, squares, weight, bias)
-    tiling = tiling or norm_tiling(rows, outputs, x.device)
+    tiling = tiling or norm_tiling(rows, outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
     parts = 1 if squares is None else len(squares)
     out = x.new_empty(rows, outputs)
     norm_linear_kernel[(triton.cdiv(outputs, tiling.columns),)](
@@ -49,7 +43,7 @@ def _launch(
         GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=tile_rows(rows), BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        PREFETCH=tiling.prefetch, EARLY=tiling.early,
+        PREFETCH=tiling.prefetch, EARLY=tiling.early, SLICES=tiling.slices,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
@@ -77,47 +71,39 @@ def norm_linear_kernel(
     BLOCK_K: tl.constexpr,
     PREFETCH: tl.constexpr,
     EARLY: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     row = tl.arange(0, BLOCK_M)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    values = weight + outputs * channels
+    LINES: tl.constexpr = BLOCK_N * 2 if GATED else BLOCK_N
+    line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES)
+    inside = line < outputs
+    if GATED:
+        # Gates and values take turns, so that both products of an output are one thread's.
+        pair = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // 2
+        line = pair + tl.arange(0, LINES) % 2 * outputs
+        inside = pair < outputs
     if PREFETCH:
-        prefetch_weights(weight, output, 0, channels, outputs, channels, 8)
-        if GATED:
-            prefetch_weights(values, output, 0, channels, outputs, channels, 8)
+        prefetch(weight, line, inside, 0, channels, channels, 8)
     if EARLY:
         wait_for_launch_before()
     if squares is not None:
         # Asked for before the product and looked at behind it.
         part = tl.arange(0, SQUARES)
-        inside = (part < parts)[:, None] & (row < rows)[None, :]
-        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=inside, other=0.0)
-    if GATED:
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        acc_values = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for start in range(0, channels, BLOCK_K):
-            channel = start + tl.arange(0, BLOCK_K)
-            tile = load_rows(x, row, channel, rows, channels, EVEN_K)
-            w = load_weights(weight, output, channel, outputs, channels, EVEN_N, EVEN_K)
-            v = load_weights(values, output, channel, outputs, channels, EVEN_N, EVEN_K)
-            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
-            acc_values = tl.dot(tile, tl.trans(v), acc_values, input_precision="ieee")
-    else:
-        acc = multiply(
-            x, weight, row, output, 0, channels, rows, outputs, channels, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
-        )  # fmt: skip
+        known = (part < parts)[:, None] & (row < rows)[None, :]
+        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
+    acc = multiply(
+        x, weight, line, inside, 0, channels, rows, channels,
+        EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SLICES,
+    )  # fmt: skip
     if squares is not None:
-        scale = (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
-        acc *= scale
-        if GATED:
-            acc_values *= scale
+        acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
     if bias is not None:
-        acc += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
     dtype = out.dtype.element_ty
     if GATED:
+        gate, value = tl.split(acc.to(dtype).to(tl.float32).reshape(BLOCK_M, BLOCK_N, 2))
         # Rounded where separate operations would round.
-        gate = acc.to(dtype).to(tl.float32)
-        activated = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-        acc = activated * acc_values.to(dtype).to(tl.float32)
+        acc = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value
     live = (row < rows)[:, None] & (output < outputs)[None, :]
     tl.store(out + row[:, None] * outputs + output[None, :], acc.to(dtype), mask=live)

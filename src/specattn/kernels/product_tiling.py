@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -19,6 +19,12 @@ LEAST_ROWS = 16
 DEEPEST_SPLIT = 16
 """Parts of a row of weights, at most."""
 
+DEEPEST_PIPELINE = 4
+"""Fetches under way, at most."""
+
+RESERVED = 2048
+"""Bytes of shared memory that CUDA keeps, and that warps exchange data in."""
+
 
 @dataclass(frozen=True)
 class ProductTiling:
@@ -27,6 +33,7 @@ class ProductTiling:
     Attributes:
         columns: outputs of a program; of a gated product as many gates and as many values.
         depth: channels that are fetched at once.
+        slices: of the fetched channels, which are summed side by side; each takes 16 channels or more.
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
         prefetch: ask for all of a program's weights at its start, before it waits for anything.
@@ -40,6 +47,7 @@ class ProductTiling:
     parts: int = 1
     prefetch: bool = False
     early: bool = False
+    slices: int = 1
 
     def cut(self, channels: int) -> tuple[int, int]:
         """Programs that share ``channels``, none without any, and the fetches of each."""
@@ -102,28 +110,45 @@ def tile_rows(rows: int) -> int:
     return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
 
 
-def norm_tiling(rows: int, outputs: int, device: torch.device) -> ProductTiling:
+def norm_tiling(
+    rows: int, outputs: int, device: torch.device, *, itemsize: int = 2, is_gated: bool = False
+) -> ProductTiling:
     """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one."""
     columns = next((wide for wide in (64, 32) if outputs >= wide * processors(device)), 16)
-    return _tiling(rows, columns)
+    return _tiling(rows, columns, columns * (2 if is_gated else 1), itemsize, device)
 
 
-def split_tiling(rows: int, outputs: int, channels: int, device: torch.device) -> ProductTiling:
+def split_tiling(
+    rows: int, outputs: int, channels: int, device: torch.device, *, itemsize: int = 2
+) -> ProductTiling:
     """For outputs that programs can share: as many parts as it takes to have a program a multiprocessor."""
-    tiling = norm_tiling(rows, outputs, device)
+    tiling = norm_tiling(rows, outputs, device, itemsize=itemsize)
     tiles = -(-outputs // tiling.columns)
     wanted = max(1, round(processors(device) / tiles))
     # A part has something to fetch while it waits for its first tile.
     parts = min(wanted, DEEPEST_SPLIT, max(1, channels // (tiling.depth * tiling.stages)))
-    return ProductTiling(tiling.columns, tiling.depth, tiling.warps, tiling.stages, parts)
+    return replace(tiling, parts=parts)
 
 
-def _tiling(rows: int, columns: int) -> ProductTiling:
+def _tiling(rows: int, columns: int, lines: int, itemsize: int, device: torch.device) -> ProductTiling:
+    """Of programs that read ``lines`` of weights."""
     block = tile_rows(rows)
-    return ProductTiling(columns, depth=128 if block <= 32 else 64, warps=8 if block > 64 else 4)
+    narrow = block <= 32
+    depth = 128 if narrow else 64
+    fetch = depth * (block + lines) * itemsize
+    stages = max(2, min(DEEPEST_PIPELINE, (_shared(device) - RESERVED) // fetch))
+    return ProductTiling(columns, depth, 8 if block > 64 else 4, stages, slices=4 if narrow else 1)
 
 
 @cache
 def processors(device: torch.device) -> int:
     """Multiprocessors; Triton's interpreter counts as few."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+@cache
+def _shared(device: torch.device) -> int:
+    """Bytes of shared memory of a multiprocessor; Triton's interpreter counts as one like an H100's."""
+    if device.type != "cuda":
+        return 228 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor

@@ -13,60 +13,63 @@ LINE = tl.constexpr(128)  # bytes that come from memory at once
 @triton.jit
 def multiply(
     x,  # [rows, channels]
-    weight,  # [outputs, channels]
-    row,  # [BLOCK_M]
-    output,  # [BLOCK_N]
+    weight,  # [any, channels]
+    output,  # [BLOCK_N]: lines of the weights
+    inside,  # [BLOCK_N]: whether there is such a line
     first,
     last,
     rows,
-    outputs,
     channels,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     """The product ``[BLOCK_M, BLOCK_N]`` over the channels ``first`` to ``last``, a multiple of ``BLOCK_K`` apart."""
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(first, last, BLOCK_K):
-        channel = start + tl.arange(0, BLOCK_K)
-        tile = load_rows(x, row, channel, rows, channels, EVEN_K)
-        w = load_weights(weight, output, channel, outputs, channels, EVEN_N, EVEN_K)
-        acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+    row = tl.arange(0, BLOCK_M)
+    if SLICES == 1:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for start in range(first, last, BLOCK_K):
+            channel = (start + tl.arange(0, BLOCK_K))[None, :]
+            tile = load(x, row[:, None], (row < rows)[:, None], channel, channels, False, EVEN_K)
+            w = load(weight, output[:, None], inside[:, None], channel, channels, EVEN_N, EVEN_K)
+            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+    else:
+        # One after the other, the tensor core's steps take longer than what they multiply takes to come. So each warp
+        # has a slice of the channels, and its own sum.
+        STEP: tl.constexpr = BLOCK_K // SLICES
+        slices = tl.zeros([SLICES, BLOCK_M, BLOCK_N], tl.float32)
+        inner = tl.arange(0, SLICES)[:, None, None] * STEP + tl.arange(0, STEP)[None, None, :]
+        for start in range(first, last, BLOCK_K):
+            channel = start + inner
+            tile = load(x, row[None, :, None], (row < rows)[None, :, None], channel, channels, False, EVEN_K)
+            w = load(weight, output[None, :, None], inside[None, :, None], channel, channels, EVEN_N, EVEN_K)
+            slices = tl.dot(tile, tl.permute(w, (0, 2, 1)), slices, input_precision="ieee")
+        acc = tl.sum(slices, 0)
     return acc
 
 
 @triton.jit
-def load_rows(x, row, channel, rows, channels, EVEN_K: tl.constexpr):
-    """``[rows, channels]``: a tile, 0 outside."""
-    live = (row < rows)[:, None]
-    if not EVEN_K:
-        live &= (channel < channels)[None, :]
-    return tl.load(x + row[:, None] * channels + channel[None, :], mask=live, other=0.0)
-
-
-@triton.jit
-def load_weights(
-    weight, output, channel, outputs, channels, EVEN_N: tl.constexpr, EVEN_K: tl.constexpr
-):  # fmt: skip
-    """``[outputs, channels]``: a tile, 0 outside."""
-    at = weight + output[:, None] * channels + channel[None, :]
-    if EVEN_N and EVEN_K:
+def load(matrix, line, inside, channel, channels, EVEN_LINES: tl.constexpr, EVEN_K: tl.constexpr):
+    """A tile of ``[any, channels]``, 0 outside; without masks where there is no outside."""
+    at = matrix + line * channels + channel
+    if EVEN_LINES and EVEN_K:
         return tl.load(at)
-    if EVEN_N:
-        return tl.load(at, mask=(channel < channels)[None, :], other=0.0)
+    if EVEN_LINES:
+        return tl.load(at, mask=channel < channels, other=0.0)
     if EVEN_K:
-        return tl.load(at, mask=(output < outputs)[:, None], other=0.0)
-    return tl.load(at, mask=(output < outputs)[:, None] & (channel < channels)[None, :], other=0.0)
+        return tl.load(at, mask=inside, other=0.0)
+    return tl.load(at, mask=inside & (channel < channels), other=0.0)
 
 
 @triton.jit
-def prefetch_weights(weight, output, first, last, outputs, channels, LINES: tl.constexpr):
+def prefetch(weight, output, inside, first, last, channels, LINES: tl.constexpr):
     """Have channels ``first`` to ``last`` of ``output`` brought to the second-level cache; wait for nothing."""
     STEP: tl.constexpr = LINE * 8 // weight.dtype.element_ty.primitive_bitwidth
-    # Outside of the weights some line is asked for again.
-    row = (weight + tl.minimum(output, outputs - 1) * channels)[:, None]
+    # Outside of the weights, the first of them are asked for again.
+    row = (weight + tl.where(inside, output, 0) * channels)[:, None]
     for start in range(first, last, LINES * STEP):
         channel = tl.minimum(start + tl.arange(0, LINES) * STEP, last - 1)
         tl.inline_asm_elementwise(
