@@ -16,10 +16,16 @@ MOST_ROWS = 128
 LEAST_ROWS = 16
 """Rows of a tensor core's tile."""
 
+NARROW = 32
+"""Rows up to which one warp multiplies all of them."""
+
 DEEPEST_SPLIT = 16
 """Parts of a row of weights, at most."""
 
-DEEPEST_PIPELINE = 4
+LEAST_PART = 512
+"""Channels of a part: fewer take less time than joining the parts."""
+
+DEEPEST_PIPELINE = 6
 """Fetches under way, at most."""
 
 RESERVED = 2048
@@ -71,9 +77,9 @@ class ProductWorkspace:
     @classmethod
     def allocate(cls, device: torch.device) -> ProductWorkspace:
         """For every product that :func:`split_tiling` cuts."""
-        programs = 2 * processors(device)
+        programs = 3 * processors(device)
         return cls(
-            torch.empty(programs * MOST_ROWS * 32, dtype=torch.float32, device=device),
+            torch.empty(programs * MOST_ROWS * 64, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
         )
 
@@ -113,30 +119,34 @@ def tile_rows(rows: int) -> int:
 def norm_tiling(
     rows: int, outputs: int, device: torch.device, *, itemsize: int = 2, is_gated: bool = False
 ) -> ProductTiling:
-    """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one."""
-    columns = next((wide for wide in (64, 32) if outputs >= wide * processors(device)), 16)
-    return _tiling(rows, columns, columns * (2 if is_gated else 1), itemsize, device)
+    """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one.
+
+    A program fetches the rows beside its weights: where they are many, narrow tiles would fetch little else.
+    """
+    least = 16 if tile_rows(rows) <= NARROW else 32
+    columns = next((wide for wide in (64, 32) if outputs >= wide * processors(device)), least)
+    return _tiling(rows, max(columns, least), 2 if is_gated else 1, itemsize, device)
 
 
 def split_tiling(
     rows: int, outputs: int, channels: int, device: torch.device, *, itemsize: int = 2
 ) -> ProductTiling:
-    """For outputs that programs can share: as many parts as it takes to have a program a multiprocessor."""
-    tiling = norm_tiling(rows, outputs, device, itemsize=itemsize)
+    """For outputs that programs can share: tiles as wide as is good for the rows, and as many parts as give every
+    multiprocessor a program, or, of many channels, two: one fetches while the other starts or ends.
+    """
+    tiling = _tiling(rows, min(64, max(16, tile_rows(rows) // 2)), 1, itemsize, device)
     tiles = -(-outputs // tiling.columns)
-    wanted = max(1, round(processors(device) / tiles))
-    # A part has something to fetch while it waits for its first tile.
-    parts = min(wanted, DEEPEST_SPLIT, max(1, channels // (tiling.depth * tiling.stages)))
-    return replace(tiling, parts=parts)
+    wanted = round((1 if channels < 4 * LEAST_PART else 2) * processors(device) / tiles)
+    return replace(tiling, parts=max(1, min(wanted, DEEPEST_SPLIT, channels // LEAST_PART)))
 
 
-def _tiling(rows: int, columns: int, lines: int, itemsize: int, device: torch.device) -> ProductTiling:
-    """Of programs that read ``lines`` of weights."""
+def _tiling(rows: int, columns: int, factor: int, itemsize: int, device: torch.device) -> ProductTiling:
+    """Of programs that read ``factor`` lines of weights for each of their columns, two a multiprocessor."""
     block = tile_rows(rows)
-    narrow = block <= 32
+    narrow = block <= NARROW
     depth = 128 if narrow else 64
-    fetch = depth * (block + lines) * itemsize
-    stages = max(2, min(DEEPEST_PIPELINE, (_shared(device) - RESERVED) // fetch))
+    fetch = depth * (block + columns * factor) * itemsize
+    stages = max(2, min(DEEPEST_PIPELINE, (_shared(device) // 2 - RESERVED) // fetch))
     return ProductTiling(columns, depth, 8 if block > 64 else 4, stages, slices=4 if narrow else 1)
 
 
