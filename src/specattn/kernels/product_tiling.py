@@ -28,6 +28,9 @@ LEAST_PART = 512
 DEEPEST_PIPELINE = 6
 """Fetches under way, at most."""
 
+PREFETCH, EARLY = False, False
+"""What default tilings do of :attr:`ProductTiling.prefetch` and, where it can be, :attr:`ProductTiling.early`."""
+
 RESERVED = 2048
 """Bytes of shared memory that CUDA keeps, and that warps exchange data in."""
 
@@ -123,9 +126,11 @@ def norm_tiling(
 
     A program fetches the rows beside its weights: where they are many, narrow tiles would fetch little else.
     """
-    least = 16 if tile_rows(rows) <= NARROW else 32
-    columns = next((wide for wide in (64, 32) if outputs >= wide * processors(device)), least)
-    return _tiling(rows, max(columns, least), 2 if is_gated else 1, itemsize, device)
+    widths: tuple[int, ...] = (64, 32)
+    if tile_rows(rows) <= NARROW:  # each slice takes registers for its sums
+        widths = (32, 16) if is_gated else (64, 32, 16)
+    columns = next((wide for wide in widths if outputs >= wide * processors(device)), widths[-1])
+    return _tiling(rows, columns, 2 if is_gated else 1, itemsize, device)
 
 
 def split_tiling(
@@ -147,7 +152,21 @@ def _tiling(rows: int, columns: int, factor: int, itemsize: int, device: torch.d
     depth = 128 if narrow else 64
     fetch = depth * (block + columns * factor) * itemsize
     stages = max(2, min(DEEPEST_PIPELINE, (_shared(device) // 2 - RESERVED) // fetch))
-    return ProductTiling(columns, depth, 8 if block > 64 else 4, stages, slices=4 if narrow else 1)
+    return ProductTiling(
+        columns,
+        depth,
+        warps=8 if block > 64 else 4,
+        stages=stages,
+        prefetch=PREFETCH and device.type == "cuda",
+        early=EARLY and starts_early(device),
+        slices=4 if narrow else 1,
+    )
+
+
+@cache
+def starts_early(device: torch.device) -> bool:
+    """Whether launches on ``device`` can overlap: programmatic dependent launches came with Hopper."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache
