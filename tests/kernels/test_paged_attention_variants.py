@@ -20,10 +20,10 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specattn.kernels.paged_attention_variants import variants
+from specattn.kernels.paged_attention_variants import attention_variants
 
 arch, shared = int(sys.argv[1]), int(sys.argv[2])
-for variant in variants(shared):
+for variant in attention_variants(shared):
     attributes = {(list(variant.signature).index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(variant.kernel, variant.signature, constexprs=variant.constants, attrs=attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
