@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ def test_each_entry_is_read_once_and_no_stretch_is_longer_than_needed(batch, kv_
             assert [row[0] for row in own] == [unit] * parts
             assert all(row[3:] == [place, parts] for row in own)
             assert own[0][1] == 0 and own[-1][2] == needed * TOKENS
-            assert all(one[2] == other[1] for one, other in zip(own, own[1:], strict=False))
+            assert all(one[2] == other[1] for one, other in pairwise(own))
             assert all(0 < row[2] - row[1] <= longest * TOKENS for row in own)
             place += parts
         assert place == len(rows_of) <= cut.programs

@@ -20,8 +20,8 @@ from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
 from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
-from specattn.kernels.sparse_attention import sparse_attention, trim
 from specattn.kernels.schedule import schedule
+from specattn.kernels.sparse_attention import sparse_attention, trim
 from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
 

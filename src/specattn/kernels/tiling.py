@@ -71,8 +71,8 @@ class Workspace:
     """How launches of one batch are cut, and where programs leave their parts of a list.
 
     One serves all layers of a model, but one stream at a time. A program that has written its part of a unit counts
-    itself in ``arrivals``; the one that completes the count combines the parts and sets the count back to 0. So there is
-    one launch an operation and nothing to clear between launches.
+    itself in ``arrivals``; the one that completes the count combines the parts and sets the count back to 0. So there
+    is one launch an operation and nothing to clear between launches.
 
     Attributes:
         listed, dense: the cuts of launches over lists, and over all tokens.
@@ -101,9 +101,10 @@ class Workspace:
         """For launches of these shapes, and of fewer rows."""
         device = torch.device(device)
         shape = (batch, rows, query_heads, kv_heads, head_dim, dtype, device, tiling)
-        cuts = [partition(*shape, listed=listed) for listed in (True, False)]
+        listed, dense = cuts = [partition(*shape, listed=listed) for listed in (True, False)]
         return cls(
-            *cuts,
+            listed,
+            dense,
             torch.empty(
                 max(cut.programs * cut.part_size for cut in cuts), dtype=torch.float32, device=device
             ),
