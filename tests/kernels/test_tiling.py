@@ -80,12 +80,19 @@ def test_tiles_of_lists_fit_too(shared, units, block_m, block_d):
     assert tiling.programs * (tiling.stages - 1) * 2 * tiling.tokens * block_d * 2 < shared
 
 
-def test_few_lists_have_large_programs_and_narrow_ones_many():
+def test_few_lists_have_large_programs_and_others_many():
     wide, narrow = default_tiling(32, 128, 2, H200), default_tiling(16, 64, 2, H200)
     assert list_tiling(wide, 8, 128, 2, 132, H200).programs == 1
-    assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 2
+    assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 4
     assert list_tiling(wide, 8, 128, 2, 132, RTX_4090).programs == 2
     assert list_tiling(narrow, 8, 64, 2, 132, H200).programs == 3
+
+
+def test_many_rows_have_warps_for_them():
+    few, many = default_tiling(32, 128, 2, H200), default_tiling(64, 128, 2, H200)
+    assert list_tiling(few, 128, 128, 2, 132, H200).warps == 2
+    assert list_tiling(many, 128, 128, 2, 132, H200).warps == 4
+    assert list_tiling(default_tiling(128, 128, 2, H200), 128, 128, 2, 132, H200).warps == 8
 
 
 def test_one_workspace_serves_lists_and_all_tokens():

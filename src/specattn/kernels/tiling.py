@@ -10,6 +10,7 @@ from torch import Tensor
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
 MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
 WIDE_ROWS = 64  # more than these need eight warps
+LEAN_ROWS = 32  # no more than these leave two warps registers
 PART_ELEMENTS = 64  # of parts that a thread can read at once, when they are combined
 MOST_PARTS = 8  # that are read at once
 DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
@@ -169,20 +170,28 @@ def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Ti
 def list_tiling(
     tiling: Tiling, units: int, block_d: int, itemsize: int, processors: int, shared: int
 ) -> Tiling:
-    """What read lists of a tenth of 32K tokens fastest on an H200, from what suits all tokens.
+    """What read lists of a twentieth and a tenth of 32K tokens fastest on an H200, from what suits all tokens.
 
-    Lists are short: a program has a few tiles, and filling its pipeline is most of its time. Where small tiles leave
-    room, a third program hides that; where few units are shared by many programs, one large program a multiprocessor
-    leaves half as many parts to combine.
+    Lists are short: a program has a few tiles, and waiting for the first of them is most of its time. Where the rows
+    leave registers, small programs, more of them at a time, hide that; where few units are shared by many programs, one
+    large program a multiprocessor leaves fewer parts to combine.
     """
     if tiling.warps > 4:
         return tiling
-    if block_d <= 64:
-        return replace(tiling, stages=min(tiling.stages, 3), programs=3)
-    large = replace(tiling, tokens=128, warps=8, stages=3, programs=1)
-    if units * 4 <= processors and 2 * large.tokens * block_d * itemsize * large.stages <= shared - 16384:
+    lean = replace(tiling, stages=min(tiling.stages, 3))
+    large = replace(tiling, tokens=128, stages=3, programs=1)
+    narrow = block_d <= 64
+    if not narrow and units * 4 <= processors and _fits(large, block_d, itemsize, shared - 16384):
         return large
-    return replace(tiling, stages=min(tiling.stages, 3))
+    small = replace(lean, warps=2, programs=3) if narrow else replace(lean, tokens=32, warps=2, programs=4)
+    if tiling.rows <= LEAN_ROWS and _fits(small, block_d, itemsize, shared - 16384):
+        return small
+    return replace(lean, programs=3) if narrow else lean
+
+
+def _fits(tiling: Tiling, block_d: int, itemsize: int, room: int) -> bool:
+    """Whether all tiles that are under way at a time fit into ``room`` bytes."""
+    return 2 * tiling.tokens * block_d * itemsize * tiling.stages * tiling.programs <= room
 
 
 def _power_of_two(value: int) -> int:
