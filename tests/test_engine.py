@@ -362,6 +362,23 @@ def test_methods_that_need_a_draft_or_a_mapping_say_so():
         generate(pair, [PROMPT], method="specattn", mapping=other)
 
 
+def test_a_longest_request_makes_tables_no_longer():
+    """Buffers of the fast path are as long as a table: a batch of short requests must not pay for one of all tokens."""
+    pair = tiny_pair("llama")
+    with Engine(pair, method="dense", max_batch=4, max_tokens=240, max_length=60, fast=True) as engine:
+        cache = engine.speculator.target.cache
+        assert 60 <= cache.block_table.shape[1] * cache.page_size < 100
+        with pytest.raises(CacheFullError, match="max_length"):
+            engine.submit(Request(PROMPT, max_new_tokens=90, sampling=SamplingParams()))
+        for number in range(4):
+            engine.submit(Request(PROMPT[number:], 9, SamplingParams(), ignore_eos=True))
+        lengths = [len(update.result.tokens) for update in engine.stream() if update.result]
+    assert lengths == [9] * 4
+    with Engine(pair, method="dense", max_tokens=10**5) as engine:
+        cache = engine.speculator.target.cache
+        assert cache.block_table.shape[1] * cache.page_size < pair.context_limit + 64
+
+
 def test_a_request_larger_than_the_engine_is_refused():
     pair = tiny_pair("llama")
     with Engine(pair, method="dense", max_tokens=30) as engine:

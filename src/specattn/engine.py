@@ -79,6 +79,8 @@ class Engine:
         audit: share of the rounds' layers and KV heads that are compared with exact attention, see :class:`Audit`.
         max_batch: requests served at once.
         max_tokens: tokens of prompt and output that the caches hold, all requests together.
+        max_length: tokens of prompt and output that one request can have; ``None``: as many as the caches hold and the
+            models read. Rounds on the fast path have buffers for a batch of such requests.
 
     Raises:
         UsageError: if the method needs a draft or a mapping that is not there, an option is out of range, the
@@ -102,6 +104,7 @@ class Engine:
         audit: float = 0.0,
         max_batch: int = 1,
         max_tokens: int,
+        max_length: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_gamma(gamma)
@@ -128,7 +131,7 @@ class Engine:
         size: dict[str, Any] = {
             "tokens": max_tokens + max_batch * self._slack,
             "slots": max_batch,
-            "max_length": max_tokens + self._slack,
+            "max_length": min(max_tokens, pair.context_limit, max_length or max_tokens) + self._slack,
         }
         target = ModelRunner(pair.target, stores=self.method.stores, **size)
         draft = None
@@ -178,8 +181,8 @@ class Engine:
         needed = self._room(request)
         if not self.speculator.target.cache.could_fit(needed):
             raise CacheFullError(
-                f"the request needs {needed:,} tokens of KV cache, more than the engine has; "
-                "create the engine with a larger max_tokens, or shorten the prompt or max_new_tokens"
+                f"the request needs {needed:,} tokens of KV cache, more than the engine has for one; "
+                "create the engine with a larger max_tokens or max_length, or shorten the prompt or max_new_tokens"
             )
         self._next_id += 1
         self._waiting.append((self._next_id, request))

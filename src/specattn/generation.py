@@ -112,6 +112,7 @@ def generate(  # type: ignore[misc]  # the overloads pass the options on unnamed
         audit=audit,
         max_batch=batch,
         max_tokens=sum(room[:batch]),
+        max_length=room[0],
         progress=progress,
     ) as engine:
         numbers = {engine.submit(request): number for number, request in enumerate(requests)}

@@ -201,6 +201,7 @@ class SpecAttnLM(LM):
                 prefill=self.prefill,
                 max_batch=batch,
                 max_tokens=sum(rooms[:batch]),
+                max_length=rooms[0],
                 fallback=False,  # a round that reads everything would say nothing of the method
             ) as engine,
         ):

@@ -9,10 +9,11 @@ import torch
 from paged_case import NAN, SCALING, PagedCase, paged_case
 
 from specattn.errors import UsageError
-from specattn.kernels import paged_attention, tiling
+from specattn.kernels import tiling
 from specattn.kernels.check import error_ratio
 from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
 from specattn.kernels.paged_reference import dense_paged_attention_reference
+from specattn.kernels.schedule import schedule
 from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
 
@@ -40,8 +41,9 @@ def make(lengths: list[int], **options: object) -> PagedCase:
     return paged_case(lengths, **options).to("cuda" if CUDA else "cpu")  # type: ignore[arg-type]
 
 
-def sparse(case: PagedCase, **options: object) -> torch.Tensor:
+def sparse(case: PagedCase, tiling: Tiling | None = None, **options: object) -> torch.Tensor:
     options.setdefault("out", case.poisoned_out())
+    options.setdefault("workspace", allocated(case, tiling))
     return sparse_paged_attention(
         case.query,
         case.keys,
@@ -56,8 +58,9 @@ def sparse(case: PagedCase, **options: object) -> torch.Tensor:
     )
 
 
-def dense(case: PagedCase, **options: object) -> torch.Tensor:
+def dense(case: PagedCase, tiling: Tiling | None = None, **options: object) -> torch.Tensor:
     options.setdefault("out", case.poisoned_out())
+    options.setdefault("workspace", allocated(case, tiling))
     return dense_paged_attention(
         case.query,
         case.keys,
@@ -70,6 +73,23 @@ def dense(case: PagedCase, **options: object) -> torch.Tensor:
         case.page_size,
         **options,  # type: ignore[arg-type]
     )
+
+
+def allocated(case: PagedCase, tiling: Tiling | None = None) -> Workspace:
+    """Poisoned but for the counts, which a workspace promises to hold at 0."""
+    batch, rows, query_heads, head_dim = case.query.shape
+    workspace = Workspace.allocate(
+        batch=batch,
+        rows=rows,
+        query_heads=query_heads,
+        kv_heads=case.keys.shape[1],
+        head_dim=head_dim,
+        dtype=case.query.dtype,
+        device=case.query.device,
+        tiling=tiling,
+    )
+    workspace.parts.fill_(NAN)
+    return workspace
 
 
 def close(out: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -116,12 +136,7 @@ def test_other_pages(page_size):
 
 
 @pytest.mark.parametrize(
-    "tiling",
-    [
-        Tiling(tokens=32, rows=64),
-        Tiling(tokens=128, warps=8, stages=2, lookup=64),
-        Tiling(tokens=16, lookup=32),
-    ],
+    "tiling", [Tiling(tokens=32, rows=64), Tiling(tokens=128, warps=8, stages=2), Tiling(tokens=16, waves=7)]
 )
 def test_other_tiles(tiling):
     case = make(LENGTHS, rows=5, weighted=True)
@@ -133,8 +148,7 @@ def test_two_blocks_of_query_rows_divided_among_programs():
     assert close(sparse(case, tiling=Tiling(tokens=16, warps=8, programs=3)), case.expected())
 
 
-def test_more_lists_and_parts_than_are_taken_at_once(monkeypatch):
-    monkeypatch.setattr(paged_attention, "UNITS_AT_ONCE", 4)
+def test_more_parts_than_are_taken_at_once(monkeypatch):
     monkeypatch.setattr(tiling, "MOST_PARTS", 2)
     case = make([20, 90, 5, 40, 130], rows=1, query_heads=2, kv_heads=2, head_dim=16)
     assert close(sparse(case, tiling=Tiling(tokens=16, programs=17)), case.expected())
@@ -203,39 +217,32 @@ def test_makes_its_own_output():
     assert close(sparse(case, out=None), case.expected())
 
 
-def allocated(case: PagedCase, tiling: Tiling) -> Workspace:
-    """Poisoned but for the counts, which a workspace promises to hold at 0."""
-    batch, rows, query_heads, head_dim = case.query.shape
-    workspace = Workspace.allocate(
-        batch=batch,
-        rows=rows,
-        query_heads=query_heads,
-        kv_heads=case.keys.shape[1],
-        head_dim=head_dim,
-        dtype=case.query.dtype,
-        device=case.query.device,
-        tiling=tiling,
-    )
-    workspace.parts.fill_(NAN)
-    return workspace
-
-
 def test_a_workspace_is_reused_whatever_its_parts_hold():
     tiling = Tiling(tokens=16, programs=6)
-    large, small = make(LENGTHS, seed=1), make([99], seed=2)
-    workspace = allocated(large, tiling)
-    for case in (large, small, large):
-        assert close(sparse(case, workspace=workspace, tiling=tiling), case.expected())
+    more, fewer = (make(LENGTHS, rows=rows, density=1, seed=rows) for rows in (4, 2))
+    workspace = allocated(more, tiling)
+    for case in (more, fewer, more):
+        assert close(sparse(case, workspace=workspace), case.expected())
+        assert close(dense(case, workspace=workspace), case.expected())
         assert (workspace.arrivals == 0).all()
 
 
-@pytest.mark.parametrize("part", ["parts", "arrivals"])
-def test_a_workspace_for_less_is_refused(part):
-    case, tiling = make(LENGTHS), Tiling(tokens=16, programs=6)
-    workspace = allocated(case, tiling)
-    workspace = replace(workspace, **{part: getattr(workspace, part)[1:]})
-    with pytest.raises(UsageError, match=r"too small: \d+ for 3 are needed"):
-        sparse(case, workspace=workspace, tiling=tiling)
+@pytest.mark.parametrize("other", [{"rows": 17}, {"query_heads": 4, "kv_heads": 4}, {"head_dim": 128}])
+def test_a_workspace_for_other_shapes_is_refused(other):
+    case = make(LENGTHS, rows=2, query_heads=4, kv_heads=2)
+    larger = make(LENGTHS, **({"rows": 2, "query_heads": 4, "kv_heads": 2} | other))
+    with pytest.raises(UsageError, match="do not fit a workspace for"):
+        sparse(larger, workspace=allocated(case))
+
+
+def test_a_schedule_for_longer_lists_serves_these_too():
+    case = make(LENGTHS, rows=1, kv_heads=2, query_heads=2)
+    workspace = allocated(case, Tiling(tokens=16, programs=9))
+    longer = torch.stack([case.selection.counts, case.selection.counts + 40], 1)
+    of_layers = schedule(longer, workspace, listed=True)
+    for layer in range(2):
+        out = sparse(case, workspace=workspace, schedule=of_layers.of_layer(layer))
+        assert close(out, case.expected())
 
 
 @pytest.mark.parametrize(

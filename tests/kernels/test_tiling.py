@@ -36,13 +36,21 @@ def test_more_rows_are_cut_into_blocks(rows, group, head_dim, blocks):
 
 
 def test_a_tiling_is_taken_as_it_is():
-    tiling = Tiling(tokens=32, warps=8, stages=2, programs=5, rows=64)
+    tiling = Tiling(tokens=32, warps=8, stages=2, programs=10, rows=64)
     launch = cut(1, 4, 128, tiling=tiling)
-    assert launch.tiling == tiling and launch.block_m == 64 and launch.programs == 5
+    assert launch.tiling == tiling and launch.block_m == 64 and launch.programs == 10
 
 
 def test_a_larger_batch_needs_a_larger_workspace():
-    workspaces = [Workspace.of(cut(5, 4, 128, batch=batch), CPU) for batch in (1, 2, 16)]
+    shape = {
+        "rows": 5,
+        "query_heads": 16,
+        "kv_heads": 4,
+        "head_dim": 128,
+        "dtype": torch.bfloat16,
+        "device": CPU,
+    }
+    workspaces = [Workspace.allocate(batch=batch, **shape) for batch in (1, 2, 16)]
     for sizes in ([w.parts.numel() for w in workspaces], [w.arrivals.numel() for w in workspaces]):
         assert sizes == sorted(set(sizes))
 
@@ -72,19 +80,26 @@ def test_tiles_of_lists_fit_too(shared, units, block_m, block_d):
     assert tiling.programs * (tiling.stages - 1) * 2 * tiling.tokens * block_d * 2 < shared
 
 
-def test_few_lists_have_large_programs_and_narrow_ones_many():
+def test_few_lists_have_large_programs_and_others_many():
     wide, narrow = default_tiling(32, 128, 2, H200), default_tiling(16, 64, 2, H200)
     assert list_tiling(wide, 8, 128, 2, 132, H200).programs == 1
-    assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 2
+    assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 4
     assert list_tiling(wide, 8, 128, 2, 132, RTX_4090).programs == 2
     assert list_tiling(narrow, 8, 64, 2, 132, H200).programs == 3
 
 
+def test_many_rows_have_warps_for_them():
+    few, many = default_tiling(32, 128, 2, H200), default_tiling(64, 128, 2, H200)
+    assert list_tiling(few, 128, 128, 2, 132, H200).warps == 2
+    assert list_tiling(many, 128, 128, 2, 132, H200).warps == 4
+    assert list_tiling(default_tiling(128, 128, 2, H200), 128, 128, 2, 132, H200).warps == 8
+
+
 def test_one_workspace_serves_lists_and_all_tokens():
-    shape = (3, 5, 8, 2, 64, torch.bfloat16, CPU)
     workspace = Workspace.allocate(
         batch=3, rows=5, query_heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16, device=CPU
     )
-    for listed in (True, False):
-        parts, lses = workspace.views(partition(*shape, listed=listed))
-        assert parts.numel() and lses.numel()
+    for cut in (workspace.listed, workspace.dense):
+        parts, lses = workspace.views(cut)
+        assert parts.numel() == cut.programs * cut.block_m * cut.block_d
+        assert lses.numel() == cut.programs * cut.block_m

@@ -20,6 +20,7 @@ from specattn.cache import PagedKVCache
 from specattn.geometry import KVGeometry
 from specattn.kernels.check import error_ratio
 from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
+from specattn.kernels.schedule import schedule
 from specattn.kernels.sparse_attention import sparse_attention, trim
 from specattn.kernels.tiling import Tiling, Workspace
 from specattn.selection.base import Selection
@@ -189,7 +190,7 @@ class Bench:
     # How
 
     def _sparse_launch(self, work: Work, tiling: Tiling | None) -> Launch:
-        options = self._options(work, tiling)
+        options = self._options(work, work.selection.counts, tiling, listed=True)
         return lambda: sparse_paged_attention(
             work.query,
             *self._layer(work),
@@ -201,7 +202,8 @@ class Bench:
         )
 
     def _dense_launch(self, work: Work, tiling: Tiling | None) -> Launch:
-        options = self._options(work, tiling)
+        counts = work.lengths[:, None].expand(-1, HEADS.kv_heads)
+        options = self._options(work, counts, tiling, listed=False)
         return lambda: dense_paged_attention(
             work.query,
             *self._layer(work),
@@ -215,7 +217,8 @@ class Bench:
     def _layer(self, work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.cache.keys[0], self.cache.values[0], self.cache.block_table, work.slots
 
-    def _options(self, work: Work, tiling: Tiling | None) -> dict[str, Any]:
+    def _options(self, work: Work, counts: Tensor, tiling: Tiling | None, *, listed: bool) -> dict[str, Any]:
+        """With a schedule that is there before, as it is for all layers of a round but once."""
         batch, rows = work.query.shape[:2]
         workspace = Workspace.allocate(
             batch=batch,
@@ -227,7 +230,8 @@ class Bench:
             device=self.cache.device,
             tiling=tiling,
         )
-        return {"out": torch.empty_like(work.query), "workspace": workspace, "tiling": tiling}
+        plan = schedule(counts[:, None], workspace, listed=listed).of_layer(0)
+        return {"out": torch.empty_like(work.query), "workspace": workspace, "schedule": plan}
 
     def _check(self, what: str, launch: Launch, work: Work) -> None:
         """The last request of the batch against the reference in float32."""

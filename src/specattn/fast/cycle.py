@@ -131,12 +131,14 @@ class DensePass:
         runner, slots, ends = self.target.runner, inputs.slots, inputs.lengths
         cache, attention = runner.cache, self.target.decoder.operations.dense_attention
         runner.meter.add_round(slots, ends, runner.geometry.layers, None)
+        ends = ends.int()
+        schedule = self.target.schedule_all(ends, self.workspace)
 
         def attend(layer: int, query: Tensor) -> Tensor:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             lse = None if self.scores is None else self.scores.of(layer, query)
             where = (positions, self.target.scaling, cache.page_size)
-            return attention(*pool, ends.int(), *where, lse=lse, workspace=self.workspace)
+            return attention(*pool, ends, *where, lse=lse, workspace=self.workspace, schedule=schedule)
 
         return self.target.logits(tokens, slots, positions, attend, self.rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from specattn.fast.operations import Operations
 from specattn.kernels.tiling import Workspace
 from specattn.runner import ModelRunner
 from specattn.stores.quantised_keys import QuantisedKeysStore, quantised_keys_of
+
+if TYPE_CHECKING:
+    from specattn.kernels.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class FastModel:
             dtype=geometry.dtype,
             device=self.runner.device,
         )
+
+    def schedule_all(self, ends: Tensor, workspace: Workspace) -> Schedule | None:
+        """How programs share the first ``ends`` ``[batch]`` tokens of each request, in every layer of a pass."""
+        counts = ends[:, None, None].expand(-1, 1, self.runner.geometry.kv_heads)
+        schedule = self.decoder.operations.schedule(counts, workspace, listed=False)
+        return schedule and schedule.of_layer(0)
 
     def read(self, tokens: Tensor, slots: Tensor, positions: Tensor, attend: AttendLayer) -> Tensor:
         """Hidden states ``[batch, rows, hidden]`` of ``tokens`` ``[batch, rows]`` at ``positions``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from specattn.errors import UsageError
 from specattn.kernels.normed_rows import NormedRows
 from specattn.kernels.product_tiling import MOST_ROWS
 from specattn.selection.base import Selection
+
+if TYPE_CHECKING:
+    from specattn.kernels.schedule import Schedule
 
 ATTENTIONS = ("triton", "flashinfer")
 """What the target can attend with on a GPU."""
@@ -41,6 +45,7 @@ class Operations:
     rate_lists: Callable[..., Selection]
     sparse_attention: Callable[..., Tensor]
     dense_attention: Callable[..., Tensor]
+    schedule: Callable[..., Schedule | None]
     round_scores: Callable[..., None]
     quantised_round_scores: Callable[..., None]
     scores: torch.dtype
@@ -78,7 +83,10 @@ def with_flashinfer(operations: Operations, device: torch.device) -> Operations:
 
     attention = FlashInferAttention(device)
     return replace(
-        operations, sparse_attention=attention.sparse, dense_attention=attention.dense, captured=False
+        operations,
+        sparse_attention=attention.sparse,
+        dense_attention=attention.dense,
+        captured=False,
     )
 
 
@@ -96,6 +104,7 @@ def kernels() -> Operations:
     from specattn.kernels.rate_lists import rate_lists
     from specattn.kernels.rope_append_triton import rope_append
     from specattn.kernels.round_scores import round_scores
+    from specattn.kernels.schedule import schedule
     from specattn.kernels.tail_lists import tail_lists
 
     return Operations(
@@ -112,6 +121,7 @@ def kernels() -> Operations:
         rate_lists,
         sparse_paged_attention,
         dense_paged_attention,
+        schedule,
         round_scores,
         quantised_round_scores,
         torch.float16,
@@ -130,6 +140,7 @@ def references() -> Operations:
     from specattn.kernels.nucleus_lists_reference import nucleus_lists_reference
     from specattn.kernels.paged_reference import (
         dense_paged_attention_reference,
+        no_schedule,
         sparse_paged_attention_reference,
     )
     from specattn.kernels.quantised_round_scores import quantised_round_scores_reference
@@ -152,6 +163,7 @@ def references() -> Operations:
         rate_lists_reference,
         sparse_paged_attention_reference,
         dense_paged_attention_reference,
+        no_schedule,
         round_scores_reference,
         quantised_round_scores_reference,
         torch.float32,

@@ -5,6 +5,8 @@ So it can be captured in a CUDA graph. Where operations are references it runs a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,9 @@ from specattn.sampling import SamplingState, Stream, sample, warp
 from specattn.selection.base import Method, Selection
 from specattn.selection.specattn import SpecAttn
 from specattn.speculation import Outcome, Proposal
+
+if TYPE_CHECKING:
+    from specattn.kernels.schedule import Schedule
 
 
 class FastRound:
@@ -144,14 +149,19 @@ class FastRound:
         self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
+        dense, sparse = self._schedules(selection, ends)
 
         def attend(layer: int, query: Tensor) -> Tensor:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             where = (positions, self.target.scaling, cache.page_size)
             if selection is None or self.method.is_dense(layer):
-                return self.operations.dense_attention(*pool, ends, *where, workspace=self.workspace)
-            lists = selection.of_layer(layer)
-            return self.operations.sparse_attention(*pool, lists, *where, workspace=self.workspace)
+                return self.operations.dense_attention(
+                    *pool, ends, *where, workspace=self.workspace, schedule=dense
+                )
+            lists, schedule = selection.of_layer(layer), sparse and sparse.of_layer(layer)
+            return self.operations.sparse_attention(
+                *pool, lists, *where, workspace=self.workspace, schedule=schedule
+            )
 
         return self.target.logits(tokens, slots, positions, attend, rows)
 
@@ -160,6 +170,18 @@ class FastRound:
         if self.selector is None or self.scores is None:
             return None
         return self.selector.select(self.scores, inputs.lengths, rows)
+
+    def _schedules(
+        self, selection: Selection | None, ends: Tensor
+    ) -> tuple[Schedule | None, Schedule | None]:
+        """Of the dense layers, and of those that read ``selection``."""
+        layers = range(self.target.runner.geometry.layers)
+        dense = sparse = None
+        if selection is None or any(map(self.method.is_dense, layers)):
+            dense = self.target.schedule_all(ends, self.workspace)
+        if selection is not None:
+            sparse = self.operations.schedule(selection.counts, self.workspace, listed=True)
+        return dense, sparse
 
     def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
         """Account for what the round reads, all layers at once."""

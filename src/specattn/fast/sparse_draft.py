@@ -11,6 +11,7 @@ where a dense draft reads all keys and values in each step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from specattn.fast.step import Step
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import export_places
 from specattn.selection.base import Selection
+
+if TYPE_CHECKING:
+    from specattn.kernels.schedule import Schedule
 
 SINK, WINDOW = 4, 32
 """Tokens that the draft's lists always hold: the first, and the newest that have been scored."""
@@ -113,6 +117,7 @@ class SparseDraftSteps(Step):
             torch.full((*lists, length), -1, dtype=torch.int32, device=device),
             torch.zeros(lists, dtype=torch.int32, device=device),
         )
+        self._schedule: Schedule | None = None
         self._queries: list[Tensor] = []
         self._lse: list[Tensor] = []
 
@@ -128,6 +133,10 @@ class SparseDraftSteps(Step):
             recent=newest(self.rows),
             out=self._lists,
             entries=slots,
+        )
+        # For the lists of the last step: those of the others are shorter.
+        self._schedule = self.operations.schedule(
+            self._of_layers(without=0).counts, self.workspace, listed=True
         )
 
     def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
@@ -149,6 +158,7 @@ class SparseDraftSteps(Step):
                 cache.page_size,
                 lse=lse,
                 workspace=self.workspace,
+                schedule=self._schedule and self._schedule.of_layer(layer),
             )
             self._queries.append(query[:, -1])
             self._lse.append(lse[:, -1])

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from specattn.errors import UsageError
 from specattn.kernels.paged_attention_triton import attention_kernel
-from specattn.kernels.tiling import Partition, Tiling, Workspace, partition
+from specattn.kernels.schedule import Schedule, schedule
+from specattn.kernels.tiling import Partition, Workspace
 from specattn.selection.base import Selection
-
-UNITS_AT_ONCE = 256  # whose tiles are counted
 
 
 def sparse_paged_attention(
@@ -38,7 +37,7 @@ def sparse_paged_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     workspace: Workspace | None = None,
-    tiling: Tiling | None = None,
+    schedule: Schedule | None = None,
 ) -> Tensor:
     """Softmax attention over selected tokens, renormalised over them.
 
@@ -57,8 +56,8 @@ def sparse_paged_attention(
         out: where the result goes, contiguous; made if ``None``.
         lse: where the natural logarithms of the sums go, if they are wanted: float32 ``[batch, rows, query_heads]``,
             contiguous.
-        workspace: allocated for at least these shapes; made, by a launch of its own, if ``None``.
-        tiling: how the work is cut; by default what suits the device.
+        workspace: allocated for this batch and at least as many rows; made, by a launch of its own, if ``None``.
+        schedule: this layer's, made with the workspace for lists at least as long; made, by a launch, if ``None``.
 
     Returns:
         ``[batch, rows, query_heads, head_dim]``, in the query's dtype; computed in float32.
@@ -68,7 +67,7 @@ def sparse_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(selection.counts, selection.indices.shape[-1], selection.indices, selection.log_weights)
-    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, tiling)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule)
 
 
 def dense_paged_attention(
@@ -85,7 +84,7 @@ def dense_paged_attention(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     workspace: Workspace | None = None,
-    tiling: Tiling | None = None,
+    schedule: Schedule | None = None,
 ) -> Tensor:
     """Softmax attention over the first ``lengths`` (int32 ``[batch]``) tokens of each slot, up to a row's own.
 
@@ -94,7 +93,7 @@ def dense_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(lengths[:, None].expand(-1, keys.shape[1]), block_table.shape[1] * page_size)
-    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, tiling)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule)
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _attend(
     out: Tensor | None,
     lse: Tensor | None,
     workspace: Workspace | None,
-    tiling: Tiling | None,
+    plan: Schedule | None,
 ) -> Tensor:
     """Check, make what was not given, launch."""
     batch, rows, query_heads, head_dim = query.shape
@@ -176,11 +175,20 @@ def _attend(
     _check_shape("out", out, query.shape)
     if lse is not None:
         _check_shape("lse", lse, query.shape[:3])
-    shape = (batch, rows, query_heads, kv_heads, head_dim, query.dtype, query.device, tiling)
-    cut = partition(*shape, listed=lists.indices is not None)
     if workspace is None:
-        workspace = Workspace.of(cut, query.device)
-    _launch(cut, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)
+        workspace = Workspace.allocate(
+            batch=batch,
+            rows=rows,
+            query_heads=query_heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            dtype=query.dtype,
+            device=query.device,
+        )
+    if plan is None:
+        plan = schedule(lists.counts[:, None], workspace, listed=lists.indices is not None).of_layer(0)
+    _check_cut(plan.cut, batch, rows, query_heads, kv_heads, head_dim)
+    _launch(plan, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)
     return out
 
 
@@ -189,8 +197,17 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise UsageError(f"{name} has shape {list(tensor.shape)}: {list(shape)} is needed")
 
 
+def _check_cut(cut: Partition, batch: int, rows: int, query_heads: int, kv_heads: int, head_dim: int) -> None:
+    needed, held = rows * (query_heads // kv_heads), cut.blocks * cut.block_m
+    if batch * kv_heads * cut.blocks != cut.units or needed > held or head_dim > cut.block_d:
+        raise UsageError(
+            f"{batch} x {kv_heads} lists met by {needed} query rows of {head_dim} channels do not fit a workspace for "
+            f"{cut.units // cut.blocks} lists, {held} rows and {cut.block_d} channels: allocate one for these shapes"
+        )
+
+
 def _launch(
-    cut: Partition,
+    plan: Schedule,
     query: Tensor,
     pool: _Pool,
     lists: _Lists,
@@ -203,6 +220,7 @@ def _launch(
     _, rows, query_heads, head_dim = query.shape
     kv_heads = pool.keys.shape[1]
     group = query_heads // kv_heads
+    cut = plan.cut
     partials, lses = workspace.views(cut)
     tiles = max(1, -(-lists.capacity // cut.tiling.tokens))  # of a list, at most
     attention_kernel[(min(cut.programs, cut.units * tiles),)](
@@ -217,11 +235,11 @@ def _launch(
         lists.log_weights,
         out,
         lse,
+        plan.stretches,
         partials,
         lses,
         workspace.arrivals,
         scaling,
-        cut.units,
         rows,
         kv_heads,
         *query.stride()[:3],
@@ -229,13 +247,12 @@ def _launch(
         pool.block_table.stride(0),
         *lists.strides(),
         GROUP=group,
+        BLOCKS=cut.blocks,
         PAGE=pool.page_size,
         HEAD_DIM=head_dim,
         BLOCK_M=cut.block_m,
         BLOCK_N=cut.tiling.tokens,
         BLOCK_D=cut.block_d,
-        LOOKUP=max(cut.tiling.lookup, cut.tiling.tokens),
-        UNITS=UNITS_AT_ONCE,
         PARTS=cut.parts_at_once,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,

@@ -1,12 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The Triton side of :mod:`specattn.kernels.paged_attention`: which program reads what, and the inner loop.
+"""The Triton side of :mod:`specattn.kernels.paged_attention`: what a program reads, and the inner loop.
 
 Work is counted in *tiles* of ``BLOCK_N`` tokens. A *unit* is one list of tokens, that of a request and a KV head, met
-by ``BLOCK_M`` query rows (the round's rows times the group; mostly all of them). All tiles of all units are laid end to
-end and cut into as many equal stretches as there are programs (stream-K; Osama et al. 2023), so that lists of any
-length keep the whole GPU busy to the end. The cut follows from the counts on the device. A unit that lies in one
-stretch is finished there; of the others each program leaves a partial result, normalised, with the logarithm of its
-sum, and the last of them to arrive combines all.
+by ``BLOCK_M`` query rows (the round's rows times the group; mostly all of them). Each program reads one stretch of one
+unit, which :mod:`specattn.kernels.schedule` chose. A unit that is one stretch is finished there; of the others each
+program leaves a partial result, normalised, with the logarithm of its sum, and the last of them to arrive combines all.
+
+Lists are short, so that a program has a few tiles and waiting for memory is most of its time. So as little as possible
+depends on what has been loaded before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 # What changes from round to round is not specialised, so that a kernel is compiled once for a model.
 VARYING = [
-    "units",
     "rows",
     "table_slot",
     "count_batch",
@@ -44,11 +44,11 @@ def attention_kernel(
     log_weights,  # [batch, kv_heads, capacity] or None
     out,  # [batch, rows, query_heads, HEAD_DIM], contiguous
     lse_out,  # float32 [batch, rows, query_heads], contiguous, or None
-    partials,  # float32 [programs + units, BLOCK_M, BLOCK_D]
-    lses,  # float32 [programs + units, BLOCK_M]
+    stretches,  # int32 [programs, 8]
+    partials,  # float32 [programs, BLOCK_M, BLOCK_D]
+    lses,  # float32 [programs, BLOCK_M]
     arrivals,  # int32 [units], 0 between launches
     scaling,
-    units,
     rows,
     kv_heads,
     query_batch,  # strides, in elements
@@ -64,80 +64,70 @@ def attention_kernel(
     weight_batch,
     weight_head,
     GROUP: tl.constexpr,
+    BLOCKS: tl.constexpr,
     PAGE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    LOOKUP: tl.constexpr,
-    UNITS: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    blocks = tl.cdiv(rows * GROUP, BLOCK_M)
-    total = _total_tiles(counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N, UNITS)
-    programs = tl.minimum(tl.num_programs(0), total)
     program = tl.program_id(0)
-    if program >= programs:
+    stretch = stretches + program * 8
+    unit = tl.load(stretch)
+    start = tl.load(stretch + 1)
+    stop = tl.load(stretch + 2)
+    first = tl.load(stretch + 3)
+    parts = tl.load(stretch + 4)
+    if unit < 0:
         return
-    tile = _first_tile(program, programs, total)
-    stop = _first_tile(program + 1, programs, total)
-    unit, start = _find_unit(tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N, UNITS)
+    batch = unit // BLOCKS // kv_heads
+    head = unit // BLOCKS % kv_heads
+    count = tl.load(counts + batch * count_batch + head * count_head)
+    slot = tl.load(slots + batch)
+
     dims = tl.arange(0, BLOCK_D)
-    while tile < stop:
-        batch = unit // blocks // kv_heads
-        head = unit // blocks % kv_heads
-        count = tl.load(counts + batch * count_batch + head * count_head)
-        slot = tl.load(slots + batch)
-        end = start + tl.maximum(tl.cdiv(count, BLOCK_N), 1)
+    m = unit % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = m // GROUP
+    query_heads = head * GROUP + m % GROUP
+    live = m < rows * GROUP
+    mask = live[:, None] & (dims < HEAD_DIM)[None, :]
+    at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
+    q = tl.load(query + at[:, None] + dims[None, :], mask=mask, other=0.0)
+    last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
 
-        m = unit % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-        row = m // GROUP
-        query_heads = head * GROUP + m % GROUP
-        live = m < rows * GROUP
-        mask = live[:, None] & (dims < HEAD_DIM)[None, :]
-        at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
-        q = tl.load(query + at[:, None] + dims[None, :], mask=mask, other=0.0)
-        last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
-
-        part, lse = _attend(
-            q,
-            last_seen,
-            keys + head * pool_head,
-            values + head * pool_head,
-            block_table + slot * table_slot,
-            indices,
-            batch.to(tl.int64) * list_batch + head * list_head,
-            log_weights,
-            batch.to(tl.int64) * weight_batch + head * weight_head,
-            (tile - start) * BLOCK_N,
-            tl.minimum((stop - start) * BLOCK_N, count),
-            scaling * LOG2_E,
-            pool_row,
-            PAGE,
-            HEAD_DIM,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_D,
-            LOOKUP,
-        )
-        to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
-        if (tile == start) & (end <= stop):
+    part, lse = _attend(
+        q,
+        last_seen,
+        keys + head * pool_head,
+        values + head * pool_head,
+        block_table + slot * table_slot,
+        indices,
+        batch.to(tl.int64) * list_batch + head * list_head,
+        log_weights,
+        batch.to(tl.int64) * weight_batch + head * weight_head,
+        start,
+        tl.minimum(stop, count),
+        scaling * LOG2_E,
+        pool_row,
+        PAGE,
+        HEAD_DIM,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
+    if parts == 1:
+        _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
+    else:
+        place = program.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+        tl.store(partials + place[:, None] * BLOCK_D + dims[None, :], part, mask=mask)
+        tl.store(lses + place, lse)
+        if _arrive(arrivals + unit, parts - 1):
+            part, lse = _combine(
+                partials, lses, first, first + parts - 1, live, HEAD_DIM, BLOCK_M, BLOCK_D, PARTS
+            )
             _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
-        else:
-            # Along the stretches program + unit grows with each part: no two parts share a place.
-            place = (program + unit).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-            tl.store(partials + place[:, None] * BLOCK_D + dims[None, :], part, mask=mask)
-            tl.store(lses + place, lse)
-            first = _program_of(start, programs, total)
-            last = _program_of(end - 1, programs, total)
-            if _arrive(arrivals + unit, last - first):
-                part, lse = _combine(
-                    partials, lses, first + unit, last + unit, live, HEAD_DIM, BLOCK_M, BLOCK_D, PARTS
-                )
-                _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
-        tile = tl.minimum(end, stop)
-        start = end
-        unit += 1
 
 
 @triton.jit
@@ -160,7 +150,6 @@ def _attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    LOOKUP: tl.constexpr,
 ):
     """Entries ``start`` to ``stop`` of a list: normalised output ``[BLOCK_M, BLOCK_D]`` and base-2 log of the sums.
 
@@ -171,55 +160,46 @@ def _attend(
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if indices is None:
-        # Within one iteration Triton would make a pipeline stage of the page's load, at the keys' expense, so it comes
-        # from the iteration before.
-        page = tl.load(pages + tl.where(start + lanes < stop, start + lanes, 0) // PAGE)
-        for offset in range(start, stop, BLOCK_N):
-            token = offset + lanes
-            valid = token < stop
-            at = (page.to(tl.int64) * PAGE + token % PAGE)[:, None] * pool_row + dims[None, :]
-            live = valid[:, None] & (dims < HEAD_DIM)[None, :]
-            k = tl.load(keys + at, mask=live, other=0.0)
-            v = tl.load(values + at, mask=live, other=0.0)
-            page = tl.load(pages + tl.where(token + BLOCK_N < stop, token + BLOCK_N, 0) // PAGE)
-            visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
-            logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
-            high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
-    else:
-        # The place of a key depends on its page, and the page on the token: where ``LOOKUP`` entries lie is found at
-        # once, and the loop over their tiles has no other loads before those of keys and values.
-        steps = tl.arange(0, LOOKUP // BLOCK_N)[:, None]
-        entries = steps * BLOCK_N + lanes[None, :]
-        tokens, places = _look_up(indices + list_at, pages, start + entries, stop, PAGE)
-        for base in range(start, stop, LOOKUP):
-            next_tokens, next_places = _look_up(indices + list_at, pages, base + LOOKUP + entries, stop, PAGE)
-            for step in range(tl.cdiv(tl.minimum(stop - base, LOOKUP), BLOCK_N)):
-                entry = base + step * BLOCK_N + lanes
-                valid = entry < stop
-                place = tl.sum(tl.where(steps == step, places, 0), 0)
-                at = place.to(tl.int64)[:, None] * pool_row + dims[None, :]
-                live = valid[:, None] & (dims < HEAD_DIM)[None, :]
-                k = tl.load(keys + at, mask=live, other=0.0)
-                v = tl.load(values + at, mask=live, other=0.0)
-                token = tl.sum(tl.where(steps == step, tokens, 0), 0)
-                visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
-                logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
-                if log_weights is not None:
-                    weight = tl.load(log_weights + weights_at + entry, mask=valid, other=0.0).to(tl.float32)
-                    logits += (weight * LOG2_E)[None, :]
-                high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
-            tokens, places = next_tokens, next_places
+    # Where keys lie depends on their page, and the page on the token. Loads of the same iteration would wait for each
+    # other, and Triton would make pipeline stages of them at the keys' expense, so they come from iterations before.
+    token = _tokens(indices, list_at, start + lanes, stop)
+    following = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
+    place = _place(pages, token, PAGE)
+    for offset in range(start, stop, BLOCK_N):
+        entry = offset + lanes
+        valid = entry < stop
+        at = place.to(tl.int64)[:, None] * pool_row + dims[None, :]
+        live = valid[:, None] & (dims < HEAD_DIM)[None, :]
+        k = tl.load(keys + at, mask=live, other=0.0)
+        v = tl.load(values + at, mask=live, other=0.0)
+        next_place = _place(pages, following, PAGE)
+        later = _tokens(indices, list_at, entry + 2 * BLOCK_N, stop)
+        visible = valid[None, :] & (token[None, :] <= last_seen[:, None])
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scaling
+        if log_weights is not None:
+            weight = tl.load(log_weights + weights_at + entry, mask=valid, other=0.0).to(tl.float32)
+            logits += (weight * LOG2_E)[None, :]
+        high, total, acc = _absorb(tl.where(visible, logits, float("-inf")), v, high, total, acc)
+        # Not as it is: Triton pipelines no loop in which a value passes from one iteration to the next but one.
+        token = tl.where(entry + BLOCK_N < stop, following, 0)
+        following, place = later, next_place
     return acc / _positive(total)[:, None], high + tl.log2(_positive(total))
 
 
 @triton.jit
-def _look_up(list_, pages, entry, stop, PAGE: tl.constexpr):
-    """Tokens of a list's entries, and their rows in the pool; 0 from ``stop`` on."""
-    live = entry < stop
-    token = tl.load(list_ + entry, mask=live, other=0)
-    page = tl.load(pages + token // PAGE, mask=live, other=0)
-    return token, page * PAGE + token % PAGE
+def _tokens(indices, list_at, entry, stop):
+    """The tokens of a list's entries, of those from ``stop`` on token 0."""
+    if indices is None:
+        token = tl.where(entry < stop, entry, 0)
+    else:
+        token = tl.load(indices + list_at + entry, mask=entry < stop, other=0)
+    return token
+
+
+@triton.jit
+def _place(pages, token, PAGE: tl.constexpr):
+    """Rows of the pool."""
+    return tl.load(pages + token // PAGE) * PAGE + token % PAGE
 
 
 @triton.jit
@@ -311,56 +291,3 @@ def _finite(high):
 def _positive(total):
     """A divisor: the sum of nothing, 0, divides an output of zeros."""
     return tl.where(total == 0.0, 1.0, total)
-
-
-@triton.jit
-def _first_tile(program, programs, total):
-    """Stretches are as long as each other, but that the first ones have one tile more until nothing remains."""
-    return program * (total // programs) + tl.minimum(program, total % programs)
-
-
-@triton.jit
-def _program_of(tile, programs, total):
-    """The program in whose stretch ``tile`` lies."""
-    tiles = total // programs
-    longer = total % programs
-    in_longer = longer * (tiles + 1)
-    return tl.where(tile < in_longer, tile // (tiles + 1), longer + (tile - in_longer) // tiles)
-
-
-@triton.jit
-def _tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr):
-    """Tiles of each of ``unit``, 0 behind the last. An empty list has one: somebody must write its zeros."""
-    batch = unit // blocks // kv_heads
-    head = unit // blocks % kv_heads
-    count = tl.load(counts + batch * count_batch + head * count_head, mask=unit < units, other=0)
-    return tl.where(unit < units, tl.maximum(tl.cdiv(count, BLOCK_N), 1), 0)
-
-
-@triton.jit
-def _total_tiles(
-    counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr, UNITS: tl.constexpr
-):
-    total = 0
-    for base in range(0, units, UNITS):
-        unit = base + tl.arange(0, UNITS)
-        total += tl.sum(_tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N))
-    return total
-
-
-@triton.jit
-def _find_unit(
-    tile, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N: tl.constexpr, UNITS: tl.constexpr
-):
-    """The unit that ``tile`` belongs to, and the unit's first tile."""
-    found = 0
-    start = 0
-    seen = 0
-    for base in range(0, units, UNITS):
-        unit = base + tl.arange(0, UNITS)
-        tiles = _tiles(unit, counts, units, blocks, kv_heads, count_batch, count_head, BLOCK_N)
-        before = seen + tl.cumsum(tiles) <= tile
-        found += tl.sum(before.to(tl.int32))
-        start += tl.sum(tl.where(before, tiles, 0))
-        seen += tl.sum(tiles)
-    return found, start

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
-from specattn.kernels.paged_attention import UNITS_AT_ONCE
 from specattn.kernels.paged_attention_triton import attention_kernel
+from specattn.kernels.schedule_triton import schedule_kernel
 from specattn.kernels.tiling import Partition, default_tiling, list_tiling
 
 H100_SHARED = 228 * 1024
@@ -24,6 +24,7 @@ POINTERS = {
     "log_weights": "*fp32",
     "partials": "*fp32",
     "lses": "*fp32",
+    "stretches": "*i32",
     "arrivals": "*i32",
     "lse_out": "*fp32",
 }
@@ -36,8 +37,19 @@ ALL_TOKENS = ("lse_out", "log_weights", "indices")
 """Arguments that are ``None`` when all tokens are read; without log-weights only the first two are."""
 
 
-def variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant]:
-    """The kernels as a device with ``shared`` bytes a multiprocessor gets them by default.
+def variants() -> Iterator[Variant]:
+    """Attention as an H100 gets it, and what shares it among programs."""
+    yield from attention_variants()
+    signature = dict.fromkeys(schedule_kernel.arg_names, "i32") | dict.fromkeys(
+        ("counts", "stretches"), "*i32"
+    )
+    constants = {"BLOCK_N": 64, "UNITS": MANY_UNITS}
+    signature |= dict.fromkeys(constants, "constexpr")
+    yield Variant(schedule_kernel, signature, constants, warps=4, aligned=("counts", "stretches"))
+
+
+def attention_variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterator[Variant]:
+    """The kernel as a device with ``shared`` bytes a multiprocessor gets them by default.
 
     Channels and query rows of a tile from the least to the most; each kind of list for the commonest of them.
     """
@@ -67,11 +79,9 @@ def _sized(
         tiling = list_tiling(tiling, units, block_d, 2, PROCESSORS, shared)
     sizes: dict[str, Any] = {"GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_M": block_m, "BLOCK_D": block_d}
     at_once = {
-        "LOOKUP": tiling.lookup,
-        "UNITS": UNITS_AT_ONCE,
-        "PARTS": Partition(tiling, 1, 1, block_m, block_d).parts_at_once,
+        "PARTS": Partition(tiling, 1, 1, 1, block_m, block_d).parts_at_once,
     }
-    constants = sizes | at_once | {"PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
+    constants = sizes | at_once | {"BLOCKS": 1, "PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)
 
 

@@ -11,6 +11,10 @@ from specattn.kernels.sparse_attention import sparse_attention
 from specattn.selection.base import Selection
 
 
+def no_schedule(counts: Tensor, workspace: object, *, listed: bool) -> None:
+    """Nothing is shared among programs here."""
+
+
 def sparse_paged_attention_reference(
     query: Tensor,
     keys: Tensor,

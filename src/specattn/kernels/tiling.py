@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from specattn.errors import UsageError
-
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
 MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
 WIDE_ROWS = 64  # more than these need eight warps
+LEAN_ROWS = 32  # no more than these leave two warps registers
 PART_ELEMENTS = 64  # of parts that a thread can read at once, when they are combined
 MOST_PARTS = 8  # that are read at once
 DEEPEST = 4  # stages; what more of them could hide is hidden by the other program of the multiprocessor
@@ -25,9 +24,9 @@ class Tiling:
         tokens: keys and values a tile, a power of two from 16 on.
         warps: of a program.
         stages: one more than the tiles that are fetched ahead.
-        programs: on each multiprocessor at a time. They divide all the work equally.
+        programs: on each multiprocessor at a time.
         rows: least query rows of a tile, a power of two from 16 on. 64 makes Hopper use its warpgroup instructions.
-        lookup: entries of a list whose places are found at once, a power of two; at least ``tokens`` are.
+        waves: how many times as many programs there may be; more of them even out lists of unequal lengths.
     """
 
     tokens: int = 64
@@ -35,7 +34,7 @@ class Tiling:
     stages: int = 4
     programs: int = 2
     rows: int = LEAST_ROWS
-    lookup: int = 512
+    waves: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,21 +42,18 @@ class Partition:
     """A launch in numbers.
 
     Attributes:
-        units: lists times blocks of query rows.
-        programs: how many divide the units' tiles among them, at most.
+        units: lists times ``blocks``.
+        blocks: tiles that the query rows of a list fill.
+        programs: how many divide the units' tiles among them, at most; each leaves one part of a unit.
         block_m, block_d: query rows and channels of a tile, powers of two.
     """
 
     tiling: Tiling
     units: int
+    blocks: int
     programs: int
     block_m: int
     block_d: int
-
-    @property
-    def parts(self) -> int:
-        """Places for intermediate results: program ``p`` leaves that of unit ``u`` in place ``p + u``."""
-        return self.programs + self.units
 
     @property
     def part_size(self) -> int:
@@ -73,17 +69,20 @@ class Partition:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where programs leave their parts of a list. One serves all layers of a model, but one stream at a time.
+    """How launches of one batch are cut, and where programs leave their parts of a list.
 
-    A program that has written its part of a unit counts itself in ``arrivals``; the one that completes the count
-    combines the parts and sets the count back to 0. So there is one launch an operation and nothing to clear between
-    launches.
+    One serves all layers of a model, but one stream at a time. A program that has written its part of a unit counts
+    itself in ``arrivals``; the one that completes the count combines the parts and sets the count back to 0. So there
+    is one launch an operation and nothing to clear between launches.
 
     Attributes:
+        listed, dense: the cuts of launches over lists, and over all tokens.
         parts: float32, of any content.
         arrivals: int32, one for each unit, all 0 between launches.
     """
 
+    listed: Partition
+    dense: Partition
     parts: Tensor
     arrivals: Tensor
 
@@ -100,33 +99,23 @@ class Workspace:
         device: torch.device | str,
         tiling: Tiling | None = None,
     ) -> Workspace:
-        """Room for launches of these shapes, over lists and over all tokens, and of smaller batches and fewer rows."""
+        """For launches of these shapes, and of fewer rows."""
         device = torch.device(device)
         shape = (batch, rows, query_heads, kv_heads, head_dim, dtype, device, tiling)
-        cuts = [partition(*shape, listed=listed) for listed in (True, False)]
-        return cls.of(max(cuts, key=lambda cut: cut.parts), device)
-
-    @classmethod
-    def of(cls, cut: Partition, device: torch.device) -> Workspace:
-        """Room for one launch."""
+        listed, dense = cuts = [partition(*shape, listed=listed) for listed in (True, False)]
         return cls(
-            torch.empty(cut.parts * cut.part_size, dtype=torch.float32, device=device),
-            torch.zeros(cut.units, dtype=torch.int32, device=device),
+            listed,
+            dense,
+            torch.empty(
+                max(cut.programs * cut.part_size for cut in cuts), dtype=torch.float32, device=device
+            ),
+            torch.zeros(max(cut.units for cut in cuts), dtype=torch.int32, device=device),
         )
 
     def views(self, cut: Partition) -> tuple[Tensor, Tensor]:
-        """Partial outputs and their log-sums.
-
-        Raises:
-            UsageError: the workspace is too small.
-        """
-        if self.parts.numel() < cut.parts * cut.part_size or self.arrivals.numel() < cut.units:
-            raise UsageError(
-                f"a workspace of {self.parts.numel()} elements for {self.arrivals.numel()} lists is too small: "
-                f"{cut.parts * cut.part_size} for {cut.units} are needed; allocate it for the largest launch"
-            )
-        rows = cut.parts * cut.block_m
-        partials, lses = self.parts[: cut.parts * cut.part_size].split([rows * cut.block_d, rows])
+        """Partial outputs and their log-sums of launches with this cut."""
+        rows = cut.programs * cut.block_m
+        partials, lses = self.parts[: cut.programs * cut.part_size].split([rows * cut.block_d, rows])
         return partials, lses
 
 
@@ -149,11 +138,13 @@ def partition(
     most = max(LEAST_ROWS, MOST_ROWS * 128 // max(block_d, 128))
     block_m = min(max(least, _power_of_two(needed)), most)
     processors, shared = _resources(device)
-    units = batch * kv_heads * -(-needed // block_m)
+    blocks = -(-needed // block_m)
+    units = batch * kv_heads * blocks
     if tiling is None:
         tiling = default_tiling(block_m, block_d, dtype.itemsize, shared)
         tiling = list_tiling(tiling, units, block_d, dtype.itemsize, processors, shared) if listed else tiling
-    return Partition(tiling, units, processors * tiling.programs, block_m, block_d)
+    programs = max(processors * tiling.programs * tiling.waves, units)
+    return Partition(tiling, units, blocks, programs, block_m, block_d)
 
 
 def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Tiling:
@@ -179,20 +170,28 @@ def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Ti
 def list_tiling(
     tiling: Tiling, units: int, block_d: int, itemsize: int, processors: int, shared: int
 ) -> Tiling:
-    """What read lists of a tenth of 32K tokens fastest on an H200, from what suits all tokens.
+    """What read lists of a twentieth and a tenth of 32K tokens fastest on an H200, from what suits all tokens.
 
-    Lists are short: a program has a few tiles, and filling its pipeline is most of its time. Where small tiles leave
-    room, a third program hides that; where few units are shared by many programs, one large program a multiprocessor
-    leaves half as many parts to combine.
+    Lists are short: a program has a few tiles, and waiting for the first of them is most of its time. Where the rows
+    leave registers, small programs, more of them at a time, hide that; where few units are shared by many programs, one
+    large program a multiprocessor leaves fewer parts to combine.
     """
     if tiling.warps > 4:
         return tiling
-    if block_d <= 64:
-        return replace(tiling, stages=min(tiling.stages, 3), programs=3)
-    large = replace(tiling, tokens=128, warps=8, stages=3, programs=1, lookup=1024)
-    if units * 4 <= processors and 2 * large.tokens * block_d * itemsize * large.stages <= shared - 16384:
+    lean = replace(tiling, stages=min(tiling.stages, 3))
+    large = replace(tiling, tokens=128, stages=3, programs=1)
+    narrow = block_d <= 64
+    if not narrow and units * 4 <= processors and _fits(large, block_d, itemsize, shared - 16384):
         return large
-    return replace(tiling, stages=min(tiling.stages, 3))
+    small = replace(lean, warps=2, programs=3) if narrow else replace(lean, tokens=32, warps=2, programs=4)
+    if tiling.rows <= LEAN_ROWS and _fits(small, block_d, itemsize, shared - 16384):
+        return small
+    return replace(lean, programs=3) if narrow else lean
+
+
+def _fits(tiling: Tiling, block_d: int, itemsize: int, room: int) -> bool:
+    """Whether all tiles that are under way at a time fit into ``room`` bytes."""
+    return 2 * tiling.tokens * block_d * itemsize * tiling.stages * tiling.programs <= room
 
 
 def _power_of_two(value: int) -> int:

@@ -134,8 +134,8 @@ def _answer(
         return
     rooms = sorted((question.room for question in waiting), reverse=True)
     # No fallback: a round that reads everything would say nothing of the method.
-    sizes: dict[str, Any] = {"max_batch": batch, "max_tokens": sum(rooms[:batch]), "fallback": False}
-    with Engine(pair, method=method, **sizes, **engine) as server:
+    sizes: dict[str, Any] = {"max_batch": batch, "max_tokens": sum(rooms[:batch]), "max_length": rooms[0]}
+    with Engine(pair, method=method, fallback=False, **sizes, **engine) as server:
         asked = {server.submit(question.request): question for question in waiting}
         for update in server.stream():
             if update.result is not None:
