@@ -19,10 +19,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter cuts numbers off where it makes bfloat16 of them; float16 it rounds, as a GPU does with both.
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 TYPES = [(torch.float32, 1e-6), (HALF, 1e-2 if torch.cuda.is_available() else 2e-3)]
-ROWS = [1, 5, 16, 33, 80, 128]
+ROWS = [1, 5, 16, 17, 32]
 EPS = 1e-6
 SMALL = ProductTiling(columns=16, depth=32)
-SLICED = ProductTiling(columns=16, depth=64, slices=4)
+DEEP = ProductTiling(columns=16, depth=64, stages=2)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,7 +58,7 @@ def begun(stream: Tensor, gain: Tensor, parts: int) -> NormedRows:
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (72, 40, False), (136, 23, True)])
-@pytest.mark.parametrize("tiling", [SMALL, SLICED])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP])
 def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, tiling):
     stream, gain = 30 * randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(outputs, channels, seed=2, dtype=dtype)
@@ -75,7 +75,7 @@ def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, 
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,width", [(64, 48), (72, 40), (136, 23)])
-@pytest.mark.parametrize("tiling", [SMALL, SLICED])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP])
 def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling):
     stream, gain = randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(2 * width, channels, seed=2, dtype=dtype) / channels**0.5
@@ -97,8 +97,8 @@ def test_rows_that_are_normalised_already_are_multiplied_as_they_are():
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (168, 40, False), (136, 23, True)])
-@pytest.mark.parametrize("parts,slices", [(1, 1), (2, 1), (5, 1), (1, 2), (3, 2)])
-def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, parts, slices):
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, parts):
     x, weight = randn(rows, channels, dtype=dtype), randn(outputs, channels, seed=2, dtype=dtype)
     stream, gain = randn(rows, outputs, seed=1, dtype=dtype), randn(outputs, seed=4, dtype=dtype)
     bias = randn(outputs, seed=3, dtype=dtype) if has_bias else None
@@ -106,9 +106,9 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     exact = exact if bias is None else exact + bias
     total, normed = linear_add.linear_add(x, weight, bias, stream, gain, EPS)
     assert error_ratio(total, exact) < bound and error_ratio(normed.rows, exact_norm(exact, gain)) < bound
-    tiling = ProductTiling(columns=16, depth=32, parts=parts, slices=slices)
+    tiling = ProductTiling(columns=16, depth=32, parts=parts)
     workspace = ProductWorkspace(
-        torch.full((parts * 3 * 128 * 16,), torch.nan, device=DEVICE),
+        torch.full((parts * 3 * 32 * 16,), torch.nan, device=DEVICE),
         torch.zeros(3, dtype=torch.int32, device=DEVICE),
     )
     before = stream.clone()
@@ -124,11 +124,11 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     assert torch.equal(stream, before) and not workspace.arrivals.any()
 
 
-@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("outputs", [32, 320])
 def test_a_layer_by_default_tilings(rows, outputs):
     channels = 2080
-    assert split_tiling(rows, outputs, channels, DEVICE).parts > 1 or outputs == 320
+    assert split_tiling(outputs, channels, DEVICE).parts > 1 or outputs == 320
     x, out = randn(rows, channels), randn(outputs, channels, seed=1)
     stream, gain = randn(rows, outputs, seed=2), randn(outputs, seed=3)
     total, normed = linear_add_triton.linear_add(x, out, None, stream, gain, EPS)
@@ -154,8 +154,8 @@ def test_a_stream_that_its_gain_takes_out_of_range():
 
 
 def test_what_does_not_fit_is_refused():
-    x, weight, stream, gain = randn(129, 64), randn(32, 64), randn(129, 32), randn(32)
-    with pytest.raises(UsageError, match="129 rows"):
+    x, weight, stream, gain = randn(33, 64), randn(32, 64), randn(33, 32), randn(32)
+    with pytest.raises(UsageError, match="33 rows"):
         linear_add_triton.linear_add(x, weight, None, stream, gain, EPS)
     with pytest.raises(UsageError, match="must be contiguous"):
         linear_add_triton.linear_add(x[:16], weight, None, randn(16, 64)[:, :32], gain, EPS)

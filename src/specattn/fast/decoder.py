@@ -31,6 +31,9 @@ STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 LEAST_CHANNELS, MOST_CHANNELS = 32, 256
 """What the kernels take: whole tiles of a head."""
 
+SMALL_LAYER = 64 << 20
+"""Bytes of a layer's weights up to which launches are more of its time than reading them."""
+
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
 
@@ -143,7 +146,8 @@ class FastDecoder:
 
     def _stream(self, rows: Tensor) -> Stream:
         """What ``rows`` ``[rows, hidden]`` are before the first layer."""
-        if len(rows) <= self.operations.fused_rows:
+        fused = len(rows) <= self.operations.fused_rows and self.layers[0].product_bytes <= SMALL_LAYER
+        if fused:
             return FusedStream(rows, self.operations, self.eps, self.layers[0], self.workspace)
         return SeparateStream(rows, self.operations, self.eps)
 

@@ -29,6 +29,11 @@ class FastLayer:
     next_norm: Tensor
     head_norms: tuple[Tensor, Tensor, float] | None
 
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of the weights that rows are multiplied by."""
+        return sum(weight.nbytes for weight in (self.qkv, self.out, self.gate_up, self.down))
+
 
 def merged(layers: Iterable[Any], norm: Tensor) -> list[FastLayer]:
     """A decoder's layers, before its last ``norm``; merged tensors take the place of their parts in the modules."""

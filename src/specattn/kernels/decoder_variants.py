@@ -10,6 +10,7 @@ from specattn.kernels.compilation import Variant
 from specattn.kernels.gated_triton import gated_kernel
 from specattn.kernels.linear_add_triton import linear_add_kernel
 from specattn.kernels.norm_linear_triton import norm_linear_kernel
+from specattn.kernels.product_tiling import DEPTH, STAGES
 from specattn.kernels.rope_append_triton import rope_append_kernel
 
 
@@ -25,24 +26,23 @@ def variants() -> Iterator[Variant]:
         heads: dict[str, Any] = {"QUERY_HEADS": 32, "KV_HEADS": 8, "HALF": 64, "NORMED": normed, "BITS": bits}
         heads |= {} if bits else {"codes": None, "ranges": None}
         yield _variant(rope_append_kernel, heads, types, 1)
-    for block, columns, warps in ((16, 16, 4), (16, 32, 4), (32, 32, 4), (64, 32, 4), (128, 64, 8)):
-        yield from _products(block, columns, warps)
+    for block, columns in ((16, 16), (16, 32), (32, 32)):
+        yield from _products(block, columns)
 
 
-def _products(block: int, columns: int, warps: int) -> Iterator[Variant]:
+def _products(block: int, columns: int) -> Iterator[Variant]:
     """Of rows in tiles of ``block``: gated or not, and shared by programs or not."""
     types = {"eps": "fp32", "squares": "*fp32", "partials": "*fp32", "arrivals": "*i32"}
     types |= dict.fromkeys(("rows", "channels", "outputs", "parts", "steps"), "i32")
     shape = {"EVEN_N": True, "EVEN_K": True, "BLOCK_M": block, "BLOCK_N": columns, "SHRINK": 1.0}
-    shape |= {"BLOCK_K": 128 if block <= 32 else 64, "PREFETCH": True, "EARLY": False}
-    shape["SLICES"] = 4 if block <= 32 else 1
+    shape |= {"BLOCK_K": DEPTH, "EARLY": False}
     for is_gated in (False, True):
         constants = shape | {"GATED": is_gated, "SQUARES": 64} | ({"bias": None} if is_gated else {})
-        yield _variant(norm_linear_kernel, constants, types, warps, stages=4)
+        yield _variant(norm_linear_kernel, constants, types, 4, stages=STAGES)
     for parts in (1, 4):
         names = ["bias", "partials", "arrivals"] if parts == 1 else ["bias"]
         constants = shape | {"PARTS": parts} | dict.fromkeys(names)
-        yield _variant(linear_add_kernel, constants, types, warps, stages=4)
+        yield _variant(linear_add_kernel, constants, types, 4, stages=STAGES)
 
 
 def _variant(

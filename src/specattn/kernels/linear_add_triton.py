@@ -20,7 +20,7 @@ from specattn.kernels.product_tiling import (
     split_tiling,
     tile_rows,
 )
-from specattn.kernels.weight_tiles_triton import multiply, prefetch, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
 
 
 def linear_add(
@@ -34,14 +34,14 @@ def linear_add(
     *,
     tiling: ProductTiling | None = None,
 ) -> tuple[Tensor, NormedRows]:
-    """:func:`specattn.kernels.linear_add.linear_add` as one launch, of contiguous tensors and at most 128 rows.
+    """:func:`specattn.kernels.linear_add.linear_add` as one launch, of contiguous tensors and few rows.
 
     A workspace is made, by launches of its own, if ``None``.
     """
     rows, channels = x.shape
     outputs = len(weight)
     check_contiguous(x, weight, bias, stream, gain)
-    tiling = tiling or split_tiling(rows, outputs, channels, x.device, itemsize=x.element_size())
+    tiling = tiling or split_tiling(outputs, channels, x.device, itemsize=x.element_size())
     block_m, tiles = tile_rows(rows), triton.cdiv(outputs, tiling.columns)
     parts, steps = tiling.cut(channels)
     out, scaled = torch.empty_like(stream), torch.empty_like(stream)
@@ -57,7 +57,7 @@ def linear_add(
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        PREFETCH=tiling.prefetch, EARLY=tiling.early, SLICES=tiling.slices,
+        EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
@@ -86,9 +86,7 @@ def linear_add_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PREFETCH: tl.constexpr,
     EARLY: tl.constexpr,
-    SLICES: tl.constexpr,
 ):
     tile = tl.program_id(0)
     part = tl.program_id(1)
@@ -97,13 +95,11 @@ def linear_add_kernel(
     output = tile * BLOCK_N + column
     first = part * steps * BLOCK_K
     last = tl.minimum(first + steps * BLOCK_K, channels)
-    if PREFETCH:
-        prefetch(weight, output, output < outputs, first, last, channels, 8)
     if EARLY:
         wait_for_launch_before()
     acc = multiply(
         x, weight, output, output < outputs, first, last, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SLICES,
+        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     if PARTS == 1:
         _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)

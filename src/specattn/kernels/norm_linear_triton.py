@@ -9,13 +9,13 @@ from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
-from specattn.kernels.weight_tiles_triton import multiply, prefetch, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
 
 
 def norm_linear(
     normed: NormedRows, weight: Tensor, bias: Tensor | None = None, *, tiling: ProductTiling | None = None
 ) -> Tensor:
-    """:func:`specattn.kernels.norm_linear.norm_linear` as one launch, of contiguous tensors and at most 128 rows."""
+    """:func:`specattn.kernels.norm_linear.norm_linear` as one launch, of contiguous tensors and few rows."""
     return _launch(normed, weight, bias, len(weight), False, tiling)
 
 
@@ -35,7 +35,7 @@ def _launch(
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
     check_contiguous(x, squares, weight, bias)
-    tiling = tiling or norm_tiling(rows, outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
+    tiling = tiling or norm_tiling(outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
     parts = 1 if squares is None else len(squares)
     out = x.new_empty(rows, outputs)
     norm_linear_kernel[(triton.cdiv(outputs, tiling.columns),)](
@@ -43,7 +43,7 @@ def _launch(
         GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=tile_rows(rows), BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        PREFETCH=tiling.prefetch, EARLY=tiling.early, SLICES=tiling.slices,
+        EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
@@ -69,9 +69,7 @@ def norm_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    PREFETCH: tl.constexpr,
     EARLY: tl.constexpr,
-    SLICES: tl.constexpr,
 ):
     row = tl.arange(0, BLOCK_M)
     output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -83,8 +81,6 @@ def norm_linear_kernel(
         pair = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // 2
         line = pair + tl.arange(0, LINES) % 2 * outputs
         inside = pair < outputs
-    if PREFETCH:
-        prefetch(weight, line, inside, 0, channels, channels, 8)
     if EARLY:
         wait_for_launch_before()
     if squares is not None:
@@ -94,7 +90,7 @@ def norm_linear_kernel(
         square = tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
     acc = multiply(
         x, weight, line, inside, 0, channels, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SLICES,
+        EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
     )  # fmt: skip
     if squares is not None:
         acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]

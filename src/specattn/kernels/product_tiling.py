@@ -10,26 +10,20 @@ from torch import Tensor
 
 from specattn.errors import UsageError
 
-MOST_ROWS = 128
-"""Rows up to which reading the weights is most of a product's time."""
+MOST_ROWS = 32
+"""Rows up to which these kernels are faster than a library's products and what stands between them."""
 
 LEAST_ROWS = 16
 """Rows of a tensor core's tile."""
 
-NARROW = 32
-"""Rows up to which one warp multiplies all of them."""
-
 DEEPEST_SPLIT = 16
 """Parts of a row of weights, at most."""
 
-LEAST_PART = 512
+LEAST_PART = 192
 """Channels of a part: fewer take less time than joining the parts."""
 
-DEEPEST_PIPELINE = 6
-"""Fetches under way, at most."""
-
-PREFETCH, EARLY = False, False
-"""What default tilings do of :attr:`ProductTiling.prefetch` and, where it can be, :attr:`ProductTiling.early`."""
+DEPTH, STAGES = 128, 4
+"""What was fastest on an H200, or next to it, for every product of Qwen2.5-0.5B at 16 rows."""
 
 RESERVED = 2048
 """Bytes of shared memory that CUDA keeps, and that warps exchange data in."""
@@ -42,10 +36,8 @@ class ProductTiling:
     Attributes:
         columns: outputs of a program; of a gated product as many gates and as many values.
         depth: channels that are fetched at once.
-        slices: of the fetched channels, which are summed side by side; each takes 16 channels or more.
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
-        prefetch: ask for all of a program's weights at its start, before it waits for anything.
         early: start while the launch before it still runs (compute capability 9.0).
     """
 
@@ -54,9 +46,7 @@ class ProductTiling:
     warps: int = 4
     stages: int = 4
     parts: int = 1
-    prefetch: bool = False
     early: bool = False
-    slices: int = 1
 
     def cut(self, channels: int) -> tuple[int, int]:
         """Programs that share ``channels``, none without any, and the fetches of each."""
@@ -120,47 +110,29 @@ def tile_rows(rows: int) -> int:
 
 
 def norm_tiling(
-    rows: int, outputs: int, device: torch.device, *, itemsize: int = 2, is_gated: bool = False
+    outputs: int, device: torch.device, *, itemsize: int = 2, is_gated: bool = False
 ) -> ProductTiling:
-    """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one.
-
-    A program fetches the rows beside its weights: where they are many, narrow tiles would fetch little else.
-    """
-    widths: tuple[int, ...] = (64, 32)
-    if tile_rows(rows) <= NARROW:  # each slice takes registers for its sums
-        widths = (32, 16) if is_gated else (64, 32, 16)
+    """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one."""
+    widths = (32, 16) if is_gated else (64, 32, 16)
     columns = next((wide for wide in widths if outputs >= wide * processors(device)), widths[-1])
-    return _tiling(rows, columns, 2 if is_gated else 1, itemsize, device)
+    return _tiling(columns, 2 if is_gated else 1, itemsize, device)
 
 
-def split_tiling(
-    rows: int, outputs: int, channels: int, device: torch.device, *, itemsize: int = 2
-) -> ProductTiling:
-    """For outputs that programs can share: tiles as wide as is good for the rows, and as many parts as give every
-    multiprocessor a program, or, of many channels, two: one fetches while the other starts or ends.
+def split_tiling(outputs: int, channels: int, device: torch.device, *, itemsize: int = 2) -> ProductTiling:
+    """For outputs that programs can share: as many parts as give every multiprocessor a program, or, of many channels,
+    two: one fetches while the other starts or ends.
     """
-    tiling = _tiling(rows, min(64, max(16, tile_rows(rows) // 2)), 1, itemsize, device)
+    tiling = _tiling(32, 1, itemsize, device)
     tiles = -(-outputs // tiling.columns)
-    wanted = round((1 if channels < 4 * LEAST_PART else 2) * processors(device) / tiles)
+    wanted = round((1 if channels < 8 * LEAST_PART else 2) * processors(device) / tiles)
     return replace(tiling, parts=max(1, min(wanted, DEEPEST_SPLIT, channels // LEAST_PART)))
 
 
-def _tiling(rows: int, columns: int, factor: int, itemsize: int, device: torch.device) -> ProductTiling:
+def _tiling(columns: int, factor: int, itemsize: int, device: torch.device) -> ProductTiling:
     """Of programs that read ``factor`` lines of weights for each of their columns, two a multiprocessor."""
-    block = tile_rows(rows)
-    narrow = block <= NARROW
-    depth = 128 if narrow else 64
-    fetch = depth * (block + columns * factor) * itemsize
-    stages = max(2, min(DEEPEST_PIPELINE, (_shared(device) // 2 - RESERVED) // fetch))
-    return ProductTiling(
-        columns,
-        depth,
-        warps=8 if block > 64 else 4,
-        stages=stages,
-        prefetch=PREFETCH and device.type == "cuda",
-        early=EARLY and starts_early(device),
-        slices=4 if narrow else 1,
-    )
+    fetch = DEPTH * (MOST_ROWS + columns * factor) * itemsize
+    stages = max(2, min(STAGES, (_shared(device) // 2 - RESERVED) // fetch))
+    return ProductTiling(columns, DEPTH, stages=stages, early=starts_early(device))
 
 
 @cache
