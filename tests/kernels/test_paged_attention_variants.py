@@ -42,7 +42,7 @@ for variant in attention_variants(shared):
 def programs(variant):
     """How many of them are on a multiprocessor at a time."""
     if variant["warps"] == 2:
-        return 3 if variant["constants"]["HEAD_DIM"] == 64 else 4
+        return 4
     return 2 if variant["warps"] == 4 and variant["constants"]["BLOCK_N"] < 128 else 1
 
 

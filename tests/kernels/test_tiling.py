@@ -85,7 +85,8 @@ def test_few_lists_have_large_programs_and_others_many():
     assert list_tiling(wide, 8, 128, 2, 132, H200).programs == 1
     assert list_tiling(wide, 128, 128, 2, 132, H200).programs == 4
     assert list_tiling(wide, 8, 128, 2, 132, RTX_4090).programs == 2
-    assert list_tiling(narrow, 8, 64, 2, 132, H200).programs == 3
+    assert list_tiling(narrow, 8, 64, 2, 132, H200).programs == 2
+    assert list_tiling(narrow, 128, 64, 2, 132, H200).programs == 4
 
 
 def test_many_rows_have_warps_for_them():

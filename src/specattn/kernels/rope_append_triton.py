@@ -73,14 +73,17 @@ def rope_append_kernel(
         first = _rounded(x, cos_x) - _rounded(y, sin_x)
         second = _rounded(y, cos_y) + _rounded(x, sin_y)
         first, second = first.to(dtype), second.to(dtype)
-        # The first is known when the kernel is compiled, the second is not.
-        if codes is not None:  # noqa: SIM102
-            if is_key:
-                entry = tl.full([1], (head - QUERY_HEADS).to(tl.int64) * pool_rows + row, tl.int64)
-                halves = first.to(tl.float32)[None, :], second.to(tl.float32)[None, :]
-                store_codes(halves[0], halves[1], codes, ranges, entry, entry >= 0, 2 * HALF, BITS)
     tl.store(out + half, first)
     tl.store(out + HALF + half, second)
+    # The first is known when the kernel is compiled, the second is not.
+    if codes is not None:  # noqa: SIM102
+        if (head >= QUERY_HEADS) & (head < QUERY_HEADS + KV_HEADS):
+            # Of what was stored: in the codes' layout the norm might be summed anew, in another order.
+            tl.debug_barrier()
+            stored = tl.load(out + half), tl.load(out + HALF + half)
+            entry = tl.full([1], (head - QUERY_HEADS).to(tl.int64) * pool_rows + row, tl.int64)
+            halves = stored[0].to(tl.float32)[None, :], stored[1].to(tl.float32)[None, :]
+            store_codes(halves[0], halves[1], codes, ranges, entry, entry >= 0, 2 * HALF, BITS)
 
 
 @triton.jit

@@ -174,19 +174,19 @@ def list_tiling(
 
     Lists are short: a program has a few tiles, and waiting for the first of them is most of its time. Where the rows
     leave registers, small programs, more of them at a time, hide that; where few units are shared by many programs, one
-    large program a multiprocessor leaves fewer parts to combine.
+    or two large ones a multiprocessor leave fewer parts to combine.
     """
     if tiling.warps > 4:
         return tiling
-    lean = replace(tiling, stages=min(tiling.stages, 3))
-    large = replace(tiling, tokens=128, stages=3, programs=1)
     narrow = block_d <= 64
-    if not narrow and units * 4 <= processors and _fits(large, block_d, itemsize, shared - 16384):
+    lean = replace(tiling, stages=min(tiling.stages, 3), programs=3 if narrow else tiling.programs)
+    large = replace(lean, tokens=128, programs=2 if narrow else 1)
+    if units * 4 <= processors and _fits(large, block_d, itemsize, shared - 16384):
         return large
-    small = replace(lean, warps=2, programs=3) if narrow else replace(lean, tokens=32, warps=2, programs=4)
+    small = replace(lean, tokens=64 if narrow else 32, warps=2, programs=4)
     if tiling.rows <= LEAN_ROWS and _fits(small, block_d, itemsize, shared - 16384):
         return small
-    return replace(lean, programs=3) if narrow else lean
+    return lean
 
 
 def _fits(tiling: Tiling, block_d: int, itemsize: int, room: int) -> bool:
