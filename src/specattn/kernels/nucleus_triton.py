@@ -197,7 +197,7 @@ def _model(whole, first, second):
     """Which key the middle of the scale of ``gauge`` is taken for, and how many keys for its unit."""
     whole = tl.maximum(whole, 1e-30)
     center = first / whole
-    return center, LOGISTIC * tl.sqrt(tl.maximum(second / whole - center * center, 0.0))
+    return center, tl.sqrt(tl.maximum(second / whole - center * center, 0.0)) * LOGISTIC
 
 
 @triton.jit
