@@ -59,7 +59,7 @@ def popcount(words):
     fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
     eights = (fours + (fours >> 4)) & 0x0F0F0F0F
     halves = eights + (eights >> 8)
-    return ((halves + (halves >> 16)) & 63)
+    return (halves + (halves >> 16)) & 63
 
 
 @triton.jit

@@ -35,6 +35,7 @@ from specattn.kernels.threshold_triton import (
     MASS,
     ROUNDING,
     Row,
+    by_thread,
     fold,
     read,
     search,
@@ -147,10 +148,9 @@ def survey(row, weight, forced, length, B: tl.constexpr):
         parts += fold(tile, B.tile, B)
         a, b, c = _moments(tile, MASS, B)
         whole, first, second = whole + a, first + b, second + c
-    parts = tl.sum(tl.reshape(parts, [LANES * B.warps, B.vector]), 1)
     always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
-    mass, whole, first, second = tl.reduce((parts, whole, first, second), 0, _add_four)
+    mass, whole, first, second = tl.reduce((by_thread(parts, B), whole, first, second), 0, _add_four)
     return mass, always, _model(whole, first, second)
 
 
@@ -177,11 +177,11 @@ def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
         sample, _ = tl.split(tl.reshape(sample, [sample.shape[0] // 2, 2]))
     key = sample.to(tl.int32, bitcast=True).to(tl.float32)
     amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
-    return _by_thread(amount, B), _by_thread(amount * key, B), _by_thread(amount * key * key, B)
+    return _of_samples(amount, B), _of_samples(amount * key, B), _of_samples(amount * key * key, B)
 
 
 @triton.jit
-def _by_thread(amounts, B: tl.constexpr):
+def _of_samples(amounts, B: tl.constexpr):
     """Sums ``[32 * warps]`` of amounts of vectors: each thread's own."""
     threads: tl.constexpr = LANES * B.warps
     return tl.sum(tl.reshape(amounts, [amounts.shape[0] // threads, threads]), 0)

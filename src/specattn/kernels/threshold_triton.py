@@ -141,6 +141,12 @@ def fold(amounts, SIZE: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
+def by_thread(parts, B: tl.constexpr):
+    """Sums ``[32 * warps]`` of folded ones: each thread's own."""
+    return tl.sum(tl.reshape(parts, [LANES * B.warps, B.vector]), 1)
+
+
+@triton.jit
 def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Mass or number of a tile's weights whose key is at least ``key``, folded."""
     inside = (weight >= value(key)).to(tl.float32)
@@ -156,7 +162,7 @@ def measure(row, weight, lower, upper, KIND: tl.constexpr, B: tl.constexpr):
         tile = read(row, start, KIND, B.tile, B)
         some += reaching(tile, lower, KIND, B.tile, B)
         fewer += reaching(tile, upper, KIND, B.tile, B)
-    return tl.reduce((some, fewer), 0, _add_two)
+    return tl.reduce((by_thread(some, B), by_thread(fewer, B)), 0, _add_two)
 
 
 @triton.jit
@@ -206,7 +212,9 @@ def search(
     low_sum = total
     high_sum = total - total
     aim = gauge(needed, total)
-    guess = tl.minimum(tl.maximum(center - aim * spread, low.to(tl.float32)), high.to(tl.float32)).to(tl.int32)
+    guess = tl.minimum(tl.maximum(center - aim * spread, low.to(tl.float32)), high.to(tl.float32)).to(
+        tl.int32
+    )
     margin = (spread * FIRST_MARGIN).to(tl.int32)
     slow = 0
     while _open(low, high, low_sum, high_sum, needed, total, KIND, STEP):
