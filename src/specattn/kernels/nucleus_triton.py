@@ -1,22 +1,24 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 """Top-p and top-k of a row in one program: the Triton side of :mod:`specattn.kernels.nucleus_lists`.
 
-Why it is as it is. At best a row is read from memory once: 32K float32 scores are 128 KB, half of the registers of a
-multiprocessor of an A100, H100 or H200. So one program takes a row, and up to 32K elements of it stay in registers
-while the threshold is searched; what lies beyond is read again in each step, from L2. With the row in registers a
-step of the search is bound by instructions and by the sum over the block, not by memory. That rules out what costs
-more instructions an element:
+Why it is as it is. At best a row is read from memory once. So one program takes a row, and searches its threshold in
+what it keeps of it: in registers, which hold 32K elements of a multiprocessor of an A100, H100 or H200, or in the L1
+cache, from which the tiles that are not resident are read again. Two rows of 32K float32 scores are as large as that
+cache; three of 16-bit scores fit, and then while one program waits, others work. Either way a step of the search is
+bound by instructions and by the sum over the block, not by memory. That rules out what costs more instructions an
+element:
 
 - histograms (radix select): ``tl.histogram`` counts, but does not weigh, with ballots: about 57 instructions an
   element for 8 bits, and atomic additions are either to global memory or for integers only;
-- a sort, or several thresholds a step: a comparison and an addition for each of them give less than one bit more;
+- a sort;
 - splitting a row between programs: each step of the search would be a round trip through global memory.
 
-The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. The list
-(:mod:`specattn.kernels.listing_triton`) is written with one scan of the counts of whole vectors, not of elements,
-since a scan of 32K elements would cost more than all the search.
+The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. Of the elements that have the
+threshold's weight, the least recent that are not needed are counted off: in 16 bits there are some in every row. The
+list (:mod:`specattn.kernels.listing_triton`) is written with one scan of words of 32 bits, not of elements, since a
+scan of 32K elements would cost more than all the search.
 
-Such a program fills a multiprocessor, which would be idle while the next one's row comes from memory: each program
+Where a program fills a multiprocessor, which would be idle while the next one's row comes from memory, each program
 has the row of the one that will follow on its multiprocessor fetched into L2 while it searches.
 """
 
