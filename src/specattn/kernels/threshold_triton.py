@@ -212,9 +212,8 @@ def search(
     low_sum = total
     high_sum = total - total
     aim = gauge(needed, total)
-    guess = tl.minimum(tl.maximum(center - aim * spread, low.to(tl.float32)), high.to(tl.float32)).to(
-        tl.int32
-    )
+    guess = tl.maximum(center - aim * spread, low.to(tl.float32))  # not NaN either
+    guess = tl.minimum(guess, high.to(tl.float32)).to(tl.int32)
     margin = (spread * FIRST_MARGIN).to(tl.int32)
     slow = 0
     while _open(low, high, low_sum, high_sum, needed, total, KIND, STEP):
