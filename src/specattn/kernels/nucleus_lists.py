@@ -32,8 +32,10 @@ BLOCKS = [
 LONG_BLOCKS = Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128)
 """For longer rows."""
 STREAMED_BLOCKS = Blocks(resident=8192, tile=8192, warps=8, registers=80, vector=8)
-"""For 16-bit rows of more elements than ``resident``, up to ``LARGEST_RESIDENT``: three programs a multiprocessor, whose
-L1 cache has room for their rows."""
+"""For 16-bit rows of more elements than ``resident``, up to ``LARGEST_RESIDENT``.
+
+Three programs run on a multiprocessor, whose L1 cache has room for their rows.
+"""
 
 
 def nucleus_lists(
