@@ -31,10 +31,11 @@ BLOCKS = [
 """For rows up to a width: the first that holds all of a row."""
 LONG_BLOCKS = Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128)
 """For longer rows."""
-STREAMED_BLOCKS = Blocks(resident=8192, tile=8192, warps=8, registers=80, vector=8)
-"""For 16-bit rows of more elements than ``resident``, up to ``LARGEST_RESIDENT``.
+STREAMED_BLOCKS = Blocks(resident=8192, tile=8192, warps=8, registers=128, vector=8)
+LONGEST_STREAMED = 3 * 16384
+"""For 16-bit rows of more elements than ``resident``, up to ``LONGEST_STREAMED``.
 
-Three programs run on a multiprocessor, whose L1 cache has room for their rows.
+Two programs run on a multiprocessor, whose L1 cache has room for their rows.
 """
 
 
@@ -104,7 +105,7 @@ def top_k_lists(
 
 def choose_blocks(length: int, dtype: torch.dtype = torch.float32) -> Blocks:
     """How rows of up to ``length`` elements are held."""
-    if STEPS[dtype] > 1 and STREAMED_BLOCKS.resident < length <= LARGEST_RESIDENT:
+    if STEPS[dtype] > 1 and STREAMED_BLOCKS.resident < length <= LONGEST_STREAMED:
         return STREAMED_BLOCKS
     return next((blocks for blocks in BLOCKS if length <= blocks.resident), LONG_BLOCKS)
 

@@ -4,7 +4,7 @@
 Why it is as it is. At best a row is read from memory once. So one program takes a row, and searches its threshold in
 what it keeps of it: in registers, which hold 32K elements of a multiprocessor of an A100, H100 or H200, or in the L1
 cache, from which the tiles that are not resident are read again. Two rows of 32K float32 scores are as large as that
-cache; three of 16-bit scores fit, and then while one program waits, others work. Either way a step of the search is
+cache; of 16-bit scores two fit with room to spare, and then while one program waits, the other works. Either way a step of the search is
 bound by instructions and by the sum over the block, not by memory. That rules out what costs more instructions an
 element:
 
@@ -199,7 +199,7 @@ def _model(whole, first, second):
     """Which key the middle of the scale of ``gauge`` is taken for, and how many keys for its unit."""
     whole = tl.maximum(whole, 1e-30)
     center = first / whole
-    return center, tl.sqrt(tl.maximum(second / whole - center * center, 0.0)) * LOGISTIC
+    return center, LOGISTIC * tl.sqrt(tl.maximum(second / whole - center * center, 0.0))
 
 
 @triton.jit

@@ -2,15 +2,16 @@
 """Triton functions that find the weight from which on a row's elements are kept.
 
 Weights that are not negative sort like their bits read as integers, here called keys. ``search`` narrows a bracket of
-two keys: from ``low`` on there is enough, from ``high`` on there is not. A step costs one pass over the row and one sum
-over the block. Of each element it takes what reaches either of two keys: a comparison that gives 0.0 or 1.0 and a fused
-multiply-add for each.
+two keys: from ``low`` on there is enough, from ``high`` on there is not. A step costs one pass over the row, which is
+two instructions an element where the row is in registers (a comparison that gives 0.0 or 1.0, and a fused
+multiply-add), and one sum over the block.
 
-Bisection would take a step for each of the key's 31 bits. Here the first two keys come from a model, a logistic
-distribution of the mass over the keys (roughly the weights' logarithms). The others lie around the interpolated
-logarithm of the odds of the mass found, in which such a distribution is a straight line: between them is the threshold,
-if the interpolation was good, and a twelfth of the bracket is left. Where it fails, steps divide the bracket by three.
-Rows of attention mostly take three to six steps; no row takes many more than division by three would.
+Bisection would take a step for each of the key's 31 bits. Here the first guess comes from a model, a logistic
+distribution of the mass over the keys (roughly the weights' logarithms), the second is Newton's from the first, and
+the others interpolate the logarithm of the odds of the mass found, in which such a distribution is a straight line.
+Where that fails, steps bisect. Where one more element is enough, it is looked for itself, because the keys between it
+and the bracket's end would take further steps to exclude. Rows of attention mostly take five to ten steps; no row
+takes more than twice the steps of bisection and a few.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ INFINITE = tl.constexpr(0x7F800000)
 ROUNDING = tl.constexpr(2.0**-20)
 """Surplus mass, as a part of the total, that is within the rounding of its sum."""
 LEAN = tl.constexpr(0.02)
-"""The least distance of an interpolated key from either end, as a part of the bracket."""
-MARGIN = tl.constexpr(0.08)
-"""How far from the interpolated key the two lie that are tried, as a part of the bracket."""
-FIRST_MARGIN = tl.constexpr(0.5 * 2.0**23)
-"""The same for the first step, on the scale of ``gauge``."""
+"""How far beyond the interpolated key to look, as a part of the bracket, so that its other end moves the next time.
+
+Also the least distance from either end.
+"""
+PUSH = tl.constexpr(0.1 * 2.0**23)
+"""The same for the second guess, on the scale of ``gauge``."""
 PATIENCE = tl.constexpr(3)
-"""How many more steps may have left over a third of the bracket than have not, before one divides it evenly."""
+"""How many more steps may have left over half of the bracket than have not, before one bisects it."""
 
 MASS, COUNT = tl.constexpr(0), tl.constexpr(1)
 """What a search adds up: mass, or elements."""
@@ -154,20 +156,28 @@ def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexp
 
 
 @triton.jit
-def measure(row, weight, lower, upper, KIND: tl.constexpr, B: tl.constexpr):
-    """Mass or number of a row's weights whose key is at least ``lower``, and at least ``upper``."""
-    some = reaching(weight, lower, KIND, B.resident, B)
-    fewer = reaching(weight, upper, KIND, B.resident, B)
+def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
+    """Mass or number of a row's weights whose key is at least ``key``."""
+    parts = reaching(weight, key, KIND, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        tile = read(row, start, KIND, B.tile, B)
-        some += reaching(tile, lower, KIND, B.tile, B)
-        fewer += reaching(tile, upper, KIND, B.tile, B)
-    return tl.reduce((by_thread(some, B), by_thread(fewer, B)), 0, _add_two)
+        parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
+    return tl.sum(by_thread(parts, B))
 
 
 @triton.jit
-def _add_two(a, b, c, d):
-    return a + c, b + d
+def heaviest(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
+    """The highest key of a row's weights that is at most ``key``."""
+    highest = _highest(weight, key, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
+        highest = tl.maximum(highest, _highest(read(row, start, KIND, B.tile, B), key, B.tile, B))
+    return tl.max(highest)
+
+
+@triton.jit
+def _highest(weight, key, SIZE: tl.constexpr, B: tl.constexpr):
+    below = tl.where(weight <= value(key), weight, 0.0).to(tl.int32, bitcast=True)
+    row: tl.constexpr = LANES * B.vector
+    return tl.max(tl.reshape(below, [SIZE // (row * B.warps), row * B.warps]), 0)
 
 
 @triton.jit
@@ -210,49 +220,48 @@ def search(
     """
     center, spread = model
     low_sum = total
-    high_sum = total - total
+    high_sum = 0.0
     aim = gauge(needed, total)
-    guess = tl.maximum(center - aim * spread, low.to(tl.float32))  # not NaN either
-    guess = tl.minimum(guess, high.to(tl.float32)).to(tl.int32)
-    margin = (spread * FIRST_MARGIN).to(tl.int32)
+    low_gauge = gauge(total, total)
+    high_gauge = gauge(total - total, total)
+    guess = center - aim * spread
+    unit = value(low) if KIND == MASS else 1.0
+    slack = tl.maximum(total * ROUNDING, unit) if KIND == MASS else 0.5
+    tries = 0
     slow = 0
-    while _open(low, high, low_sum, high_sum, needed, total, KIND, STEP):
+    while (high - low > STEP) & (low_sum - needed >= slack) & (low_sum - high_sum > 1.5 * unit):
         width = high - low
-        lower = _between(guess - margin, low + STEP, high - STEP, STEP)
-        upper = _between(guess + margin, lower + STEP, high - STEP, STEP)
-        found, beyond = measure(row, weight, lower, upper, KIND, B)
-        if beyond >= needed:
-            low = upper
-            low_sum = beyond
-        elif found >= needed:
-            low = lower
+        guess = tl.minimum(tl.maximum(guess, low.to(tl.float32)), high.to(tl.float32))  # not NaN either
+        middle = tl.minimum(tl.maximum(guess.to(tl.int32) & -STEP, low + STEP), high - STEP)
+        if needed - high_sum <= unit:
+            middle = tl.maximum(heaviest(row, weight, high - STEP, KIND, B), low + STEP)
+            high = middle + STEP
+        found = measure(row, weight, middle, KIND, B)
+        found_gauge = gauge(found, total)
+        if found >= needed:
+            low = middle
             low_sum = found
-            high = upper
-            high_sum = beyond
+            low_gauge = found_gauge
+            lean = LEAN
         else:
-            high = lower
+            high = middle
             high_sum = found
-        slow = tl.maximum(slow + tl.where(high - low > width // 3, 1, -1), 0)
-        width = high - low
-        low_gauge = gauge(low_sum, total)
-        share = (low_gauge - aim) / (low_gauge - gauge(high_sum, total))
-        share = tl.minimum(tl.maximum(share, LEAN), 1 - LEAN)  # not NaN either
-        share = tl.where(slow >= PATIENCE, 1 / 2, share)
-        part = tl.where(slow >= PATIENCE, 1 / 6, MARGIN)
-        guess = low + (share * width.to(tl.float32)).to(tl.int32)
-        margin = (part * width.to(tl.float32)).to(tl.int32)
+            high_gauge = found_gauge
+            lean = -LEAN
+        if KIND == MASS:
+            unit = value(low)
+            slack = tl.maximum(total * ROUNDING, unit)
+        slow = tl.maximum(slow + tl.where(high - low > width // 2, 1, -1), 0)
+        share = (low_gauge - aim) / (low_gauge - high_gauge) + lean
+        share = tl.where(slow >= PATIENCE, 0.5, tl.minimum(tl.maximum(share, LEAN), 1 - LEAN))
+        guess = low.to(tl.float32) + share * (high - low).to(tl.float32)
+        if tries == 0:
+            missed = found_gauge - aim
+            guess = middle.to(tl.float32) + spread * (missed + PUSH * _sign(missed))
+        tries += 1
     return low, low_sum, high - low == STEP
 
 
 @triton.jit
-def _open(low, high, low_sum, high_sum, needed, total, KIND: tl.constexpr, STEP: tl.constexpr):
-    """Whether there is a key between, something to spare, and more than one element for which they may differ."""
-    unit = value(low) if KIND == MASS else 1.0
-    slack = tl.maximum(total * ROUNDING, unit) if KIND == MASS else 0.5
-    return (high - low > STEP) & (low_sum - needed >= slack) & (low_sum - high_sum > 1.5 * unit)
-
-
-@triton.jit
-def _between(key, least, most, STEP: tl.constexpr):
-    """The key, rounded to a multiple of ``STEP``, or the nearer limit; the higher one comes first."""
-    return tl.minimum(tl.maximum(key & -STEP, least), most)
+def _sign(x):
+    return tl.where(x < 0, -1.0, 1.0)
