@@ -20,6 +20,7 @@ if importlib.util.find_spec("triton") is None:
 from specattn.kernels.nucleus_lists import (
     BLOCKS,
     LONG_BLOCKS,
+    STREAMED_BLOCKS,
     choose_blocks,
     empty_lists,
     nucleus_lists,
@@ -40,6 +41,7 @@ SLACK = 1e-5
 WHOLE = Blocks(resident=1024, tile=1024, warps=1, registers=128)
 PARTS = Blocks(resident=256, tile=128, warps=1, registers=128)
 WARPS = Blocks(resident=512, tile=512, warps=2, registers=128)
+WIDE = Blocks(resident=1024, tile=512, warps=2, registers=128, vector=8)
 LONG = Blocks(resident=65536, tile=65536, warps=16, registers=128) if not GPU else LONG_BLOCKS
 
 
@@ -109,7 +111,8 @@ def test_equals_the_reference_where_sums_are_exact(rows, steps, length, sink, re
 
 
 @pytest.mark.parametrize(
-    ("length", "blocks"), [(1, PARTS), (127, PARTS), (129, WARPS), (700, PARTS), (700, WHOLE), (700, WARPS)]
+    ("length", "blocks"),
+    [(1, PARTS), (127, PARTS), (129, WARPS), (700, PARTS), (700, WHOLE), (700, WARPS), (1700, WIDE)],
 )
 def test_rows_of_attention(length, blocks):
     """Flat to peaked, a p for each row."""
@@ -302,6 +305,18 @@ def test_top_k_equals_the_reference(dtype, blocks):
     assert_same(got, top_k(scores, k, torch.tensor(lengths), **forced))
 
 
+@pytest.mark.parametrize("blocks", [PARTS, WIDE], ids=["parts", "wide"])
+def test_top_k_cuts_ties_anywhere(blocks):
+    """In the resident tile, in the others, at their borders, and where the weight of all ties is 0."""
+    scores = torch.randint(0, 3, (12, 1700), generator=torch.Generator().manual_seed(10)).bfloat16()
+    scores[3:6, 700:900] = 2.0
+    scores[6:9, 300:] = 1.0
+    k, lengths = torch.randint(1, 1700, (12,), generator=torch.Generator().manual_seed(11)), [1700] * 12
+    forced = {"sink": 3, "recent": 200}
+    got = run(top_k_lists, scores, k, lengths, blocks=blocks, **forced)
+    assert_same(got, top_k(scores, k, torch.tensor(lengths), **forced))
+
+
 def test_top_k_ranks_nan_with_infinity_and_negative_weights_with_zero():
     scores = torch.tensor([[0.0, -NAN, -0.0, INF, -1.0, 0.5, NAN, 0.0]]).repeat(9, 1)
     k, lengths = torch.arange(9), torch.full((9,), 8)
@@ -396,8 +411,12 @@ def test_no_rows():
 def test_blocks_hold_rows_and_threads_have_registers_for_them():
     assert [choose_blocks(length) for length in (1, 4096, 4097)] == [BLOCKS[0], BLOCKS[1], BLOCKS[2]]
     assert choose_blocks(32769) == LONG_BLOCKS
-    for blocks in (*BLOCKS, LONG_BLOCKS):
-        assert blocks.resident % (128 * blocks.warps) == blocks.tile % (128 * blocks.warps) == 0
+    lengths = (8192, 8193, 32768, 32769)
+    chosen = [choose_blocks(length, torch.bfloat16) for length in lengths]
+    assert chosen == [BLOCKS[2], STREAMED_BLOCKS, STREAMED_BLOCKS, LONG_BLOCKS]
+    for blocks in (*BLOCKS, LONG_BLOCKS, STREAMED_BLOCKS):
+        row = 32 * blocks.vector
+        assert blocks.resident % (row * blocks.warps) == blocks.tile % (row * blocks.warps) == 0
         assert blocks.resident // (32 * blocks.warps) < blocks.registers <= 255
         assert 32 * blocks.warps * blocks.registers <= 65536
 

@@ -31,6 +31,12 @@ BLOCKS = [
 """For rows up to a width: the first that holds all of a row."""
 LONG_BLOCKS = Blocks(resident=LARGEST_RESIDENT, tile=8192, warps=16, registers=128)
 """For longer rows."""
+STREAMED_BLOCKS = Blocks(resident=8192, tile=8192, warps=8, registers=128, vector=8)
+LONGEST_STREAMED = 3 * 16384
+"""For 16-bit rows of more elements than ``resident``, up to ``LONGEST_STREAMED``.
+
+Two programs run on a multiprocessor, whose L1 cache has room for their rows.
+"""
 
 
 def nucleus_lists(
@@ -97,8 +103,10 @@ def top_k_lists(
     return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, None, by_mass=False)
 
 
-def choose_blocks(length: int) -> Blocks:
+def choose_blocks(length: int, dtype: torch.dtype = torch.float32) -> Blocks:
     """How rows of up to ``length`` elements are held."""
+    if STEPS[dtype] > 1 and STREAMED_BLOCKS.resident < length <= LONGEST_STREAMED:
+        return STREAMED_BLOCKS
     return next((blocks for blocks in BLOCKS if length <= blocks.resident), LONG_BLOCKS)
 
 
@@ -134,7 +142,7 @@ def _launch(
     check_scores(listed, lengths, capacity, sink, recent, out)
     out = empty_lists(listed, capacity) if out is None else out
     scores, lengths = widened(scores, lengths)
-    blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
+    blocks = choose_blocks(scores.shape[-1], scores.dtype) if blocks is None else blocks
     rows = listed.shape[:-1]
     if isinstance(limit, Tensor):
         limit = limit.broadcast_to(rows).contiguous()

@@ -1,22 +1,24 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 """Top-p and top-k of a row in one program: the Triton side of :mod:`specattn.kernels.nucleus_lists`.
 
-Why it is as it is. At best a row is read from memory once: 32K float32 scores are 128 KB, half of the registers of a
-multiprocessor of an A100, H100 or H200. So one program takes a row, and up to 32K elements of it stay in registers
-while the threshold is searched; what lies beyond is read again in each step, from L2. With the row in registers a
-step of the search is bound by instructions and by the sum over the block, not by memory. That rules out what costs
-more instructions an element:
+Why it is as it is. At best a row is read from memory once. So one program takes a row, and searches its threshold in
+what it keeps of it: in registers, which hold 32K elements of a multiprocessor of an A100, H100 or H200, or in the L1
+cache, from which the tiles that are not resident are read again. Two rows of 32K float32 scores are as large as that
+cache; of 16-bit scores two fit with room to spare, and then while one program waits, the other works. Either way a step of the search is
+bound by instructions and by the sum over the block, not by memory. That rules out what costs more instructions an
+element:
 
 - histograms (radix select): ``tl.histogram`` counts, but does not weigh, with ballots: about 57 instructions an
   element for 8 bits, and atomic additions are either to global memory or for integers only;
-- a sort, or several thresholds a step: a comparison and an addition for each of them give less than one bit more;
+- a sort;
 - splitting a row between programs: each step of the search would be a round trip through global memory.
 
-The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. The list
-(:mod:`specattn.kernels.listing_triton`) is written with one scan of the counts of whole vectors, not of elements,
-since a scan of 32K elements would cost more than all the search.
+The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. Of the elements that have the
+threshold's weight, the least recent that are not needed are counted off: in 16 bits there are some in every row. The
+list (:mod:`specattn.kernels.listing_triton`) is written with one scan of words of 32 bits, not of elements, since a
+scan of 32K elements would cost more than all the search.
 
-Such a program fills a multiprocessor, which would be idle while the next one's row comes from memory: each program
+Where a program fills a multiprocessor, which would be idle while the next one's row comes from memory, each program
 has the row of the one that will follow on its multiprocessor fetched into L2 while it searches.
 """
 
@@ -27,15 +29,15 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import LANES, quarters, write_kept
+from specattn.kernels.listing_triton import write_kept
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
+    LANES,
     MASS,
     ROUNDING,
-    ROW,
-    TIES,
     Row,
+    by_thread,
     fold,
     read,
     search,
@@ -91,7 +93,7 @@ def select_kernel(
     if BY_MASS:
         mass, always, model = survey(row, weight, forced, length, B)
     else:
-        model = model_of_count(weight, B)
+        model = model_of_count(row, weight, B)
     if AHEAD > 0:
         follower = program + AHEAD
         if follower < tl.num_programs(0):
@@ -101,20 +103,18 @@ def select_kernel(
         end = _write(indices, row, weight, low, cut, room, B)
         if end > room:
             low, cut = _by_count(row, weight, room - first, model, STEP, B)
-            weight = _keep(row, weight, 0, low, cut, B.resident, B)
             end = _write(indices, row, weight, low, cut, room, B)
     else:
         wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
         low, cut = _by_count(row, weight, wanted, model, STEP, B)
-        weight = _keep(row, weight, 0, low, cut, B.resident, B)
         end = _write(indices, row, weight, low, cut, room, B)
 
     slot = tl.where(forced < first, forced, forced - last + end)
     tl.store(indices + slot, forced, mask=forced < length)
     count = end + (length - last)
     tl.store(counts + program, count)
-    for start in range(count, capacity, ROW * B.warps):
-        unused = start + tl.arange(0, ROW * B.warps)
+    for start in range(count, capacity, 4 * LANES * B.warps):
+        unused = start + tl.arange(0, 4 * LANES * B.warps)
         tl.store(indices + unused, -1, mask=unused < capacity)
 
 
@@ -143,22 +143,26 @@ def _fetch(scores, width, B: tl.constexpr):
 @triton.jit
 def survey(row, weight, forced, length, B: tl.constexpr):
     """Mass of the range that is searched, and of the positions that are forced; the model of the former."""
-    threads: tl.constexpr = LANES * B.warps
     parts = fold(weight, B.resident, B)
+    whole, first, second = _moments(weight, MASS, B)
     for start in range(B.resident, row.last, B.tile):
-        parts += fold(read(row, start, MASS, B.tile, B), B.tile, B)
-    parts = tl.sum(tl.reshape(parts, [threads, ROW // LANES]), 1)
+        tile = read(row, start, MASS, B.tile, B)
+        parts += fold(tile, B.tile, B)
+        a, b, c = _moments(tile, MASS, B)
+        whole, first, second = whole + a, first + b, second + c
     always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
-    whole, first, second = _moments(weight, MASS, B)
-    mass, whole, first, second = tl.reduce((parts, whole, first, second), 0, _add_four)
+    mass, whole, first, second = tl.reduce((by_thread(parts, B), whole, first, second), 0, _add_four)
     return mass, always, _model(whole, first, second)
 
 
 @triton.jit
-def model_of_count(weight, B: tl.constexpr):
+def model_of_count(row, weight, B: tl.constexpr):
     """The model of the positive weights' number."""
     whole, first, second = _moments(weight, COUNT, B)
+    for start in range(B.resident, row.last, B.tile):
+        a, b, c = _moments(read(row, start, COUNT, B.tile, B), COUNT, B)
+        whole, first, second = whole + a, first + b, second + c
     whole, first, second, _ = tl.reduce((whole, first, second, whole), 0, _add_four)
     return _model(whole, first, second)
 
@@ -167,17 +171,22 @@ def model_of_count(weight, B: tl.constexpr):
 def _moments(weight, KIND: tl.constexpr, B: tl.constexpr):
     """Each thread's sums of the mass, or of the positive weights' number, times powers of the keys.
 
-    Of every fourth element: that is enough for a first guess.
+    Of a vector's first element: that is enough for a first guess.
     """
-    sample = quarters(weight, B.resident)[0]
+    even, _ = tl.split(tl.reshape(weight, [weight.shape[0] // 2, 2]))
+    sample, _ = tl.split(tl.reshape(even, [even.shape[0] // 2, 2]))
+    if B.vector == 8:
+        sample, _ = tl.split(tl.reshape(sample, [sample.shape[0] // 2, 2]))
     key = sample.to(tl.int32, bitcast=True).to(tl.float32)
     amount = sample if KIND == MASS else (sample > 0).to(tl.float32)
-    return _by_thread(amount, B), _by_thread(amount * key, B), _by_thread(amount * key * key, B)
+    return _of_samples(amount, B), _of_samples(amount * key, B), _of_samples(amount * key * key, B)
 
 
 @triton.jit
-def _by_thread(amounts, B: tl.constexpr):
-    return tl.sum(tl.reshape(amounts, [B.resident // (ROW * B.warps), LANES * B.warps]), 0)
+def _of_samples(amounts, B: tl.constexpr):
+    """Sums ``[32 * warps]`` of amounts of vectors: each thread's own."""
+    threads: tl.constexpr = LANES * B.warps
+    return tl.sum(tl.reshape(amounts, [amounts.shape[0] // threads, threads]), 0)
 
 
 @triton.jit
@@ -203,7 +212,7 @@ def find_nucleus(row, weight, p, mass, always, model, STEP: tl.constexpr, B: tl.
         low, cut = _by_mass(row, weight, tl.minimum(p * total - always, mass), mass, model, STEP, B)
     else:
         weight = tl.where(weight < float("inf"), weight, float("inf"))
-    return _keep(row, weight, 0, low, cut, B.resident, B), low, cut
+    return weight, low, cut
 
 
 @triton.jit
@@ -216,7 +225,7 @@ def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constex
         light = 0.5 * (mass - needed) / (row.last - row.first)
         low = tl.maximum(light.to(tl.int32, bitcast=True) & -STEP, STEP)
         high = (mass.to(tl.int32, bitcast=True) & -STEP) + STEP
-        low, found, tied = search(row, weight, needed, mass, low, high, model, 0.0, MASS, STEP, B)
+        low, found, tied = search(row, weight, needed, mass, low, high, model, MASS, STEP, B)
         if tied:
             # Larger by the rounding, which must not keep a tie that is not needed.
             surplus = (found - needed) / value(low) * (1 + ROUNDING)
@@ -235,41 +244,65 @@ def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
     elif wanted < row.last - row.first:
         needed = wanted.to(tl.float32)
         total = (row.last - row.first).to(tl.float32)
-        low, found, _ = search(row, weight, needed, total, low, high, model, 0.0, COUNT, STEP, B)
+        low, found, _ = search(row, weight, needed, total, low, high, model, COUNT, STEP, B)
         drop = (found - needed).to(tl.int32)
     return low, _cut(row, weight, low, drop, B)
 
 
 @triton.jit
 def _cut(row, weight, low, drop, B: tl.constexpr):
-    """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent."""
+    """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent.
+
+    Counted in the stretches of the warps first; of the stretch in which the cut lies the elements are read again.
+    """
     cut = 0
     if drop > 0:
-        key = 0
-        high = row.width + 1
-        model = (row.width.to(tl.float32), row.width.to(tl.float32))
-        total = row.width.to(tl.float32)
-        key, _, _ = search(row, weight, drop.to(tl.float32), total, key, high, model, value(low), TIES, 1, B)
-        cut = row.width - key + 1
+        cut, drop = _skip(row, weight, low, 0, drop, B.resident, B)
+        for start in range(B.resident, row.last, B.tile):
+            if cut == start:
+                cut, drop = _skip(row, read(row, start, COUNT, B.tile, B), low, start, drop, B.tile, B)
+        longest: tl.constexpr = (B.resident if B.resident > B.tile else B.tile) // B.warps
+        position = cut + tl.arange(0, longest)
+        read_again = tl.load(row.scores + position, mask=position < row.last, other=0.0).to(tl.float32)
+        read_again = tl.maximum(tl.where(read_again < float("inf"), read_again, float("inf")), 0.0)
+        tied = (read_again == value(low)) & (position >= row.first) & (position < row.last)
+        cut += tl.sum((tl.cumsum(tied.to(tl.int32), 0) <= drop).to(tl.int32))
     return cut
 
 
 @triton.jit
-def _keep(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
-    """Weights of a tile; below 0 where the threshold would keep what is outside of the range or before the cut."""
-    if low == 0:
+def _skip(row, weight, low, start, drop, SIZE: tl.constexpr, B: tl.constexpr):
+    """Where the first stretch of a tile begins that has more ties than are left to drop, and how many these are."""
+    tied = (_inside(row, weight, start, low, SIZE, B) == value(low)).to(tl.float32)
+    ties = tl.sum(tl.reshape(fold(tied, SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
+    skipped = tl.cumsum(ties, 0) <= drop
+    start += tl.sum(skipped.to(tl.int32)) * (SIZE // B.warps)
+    return start, drop - tl.sum(tl.where(skipped, ties, 0))
+
+
+@triton.jit
+def _inside(row, weight, start, low, SIZE: tl.constexpr, B: tl.constexpr):
+    """Weights of a tile; below 0 where the threshold would keep what is outside of the range."""
+    if (low == 0) & ((start < row.first) | (start + SIZE > row.last)):
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, -1.0)
-    if cut > 0:
-        weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
     return weight
 
 
 @triton.jit
 def _write(out, row, weight, low, cut, room, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    below = tl.where(low > 0, value(low - 1), -0.5)
-    end = write_kept(out, weight, 0, value(low), below, row.first, room, B.resident, B)
+    end = _write_tile(out, row, weight, 0, low, cut, row.first, room, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        tile = _keep(row, read(row, start, COUNT, B.tile, B), start, low, cut, B.tile, B)
-        end = write_kept(out, tile, start, value(low), below, end, room, B.tile, B)
+        tile = read(row, start, COUNT, B.tile, B)
+        end = _write_tile(out, row, tile, start, low, cut, end, room, B.tile, B)
     return end
+
+
+@triton.jit
+def _write_tile(out, row, weight, start, low, cut, base, room, SIZE: tl.constexpr, B: tl.constexpr):
+    weight = _inside(row, weight, start, low, SIZE, B)
+    if (start < cut) & (cut < start + SIZE):
+        weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
+    # In a tile before the cut, all ties are left out.
+    threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
+    return write_kept(out, weight, start, threshold, base, room, SIZE, B)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
-from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS
+from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS, STREAMED_BLOCKS
 from specattn.kernels.nucleus_triton import select_kernel
 from specattn.kernels.rate_lists import TILE as RATE_TILE
 from specattn.kernels.rate_lists import WARPS as RATE_WARPS
@@ -25,7 +25,8 @@ def variants() -> Iterator[Variant]:
     """Top-p of float32 scores in rows of every length, with a tail and without; the others in short ones, or in any."""
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _variant("fp32", 1, blocks, by_mass=True)
-    yield _variant("bf16", 1 << 16, BLOCKS[0], by_mass=True)
+    for blocks in (BLOCKS[0], STREAMED_BLOCKS):
+        yield _variant("bf16", 1 << 16, blocks, by_mass=True)
     yield _variant("fp32", 1, BLOCKS[0], by_mass=False)
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _tail_variant(blocks)

@@ -58,7 +58,7 @@ def tail_lists(
     out, weights = room_for_draws(scores, lengths, shifts, a, power, capacity, sink, recent, out)
     rows = shifts.shape
     scores, lengths = widened(scores, lengths)
-    blocks = choose_blocks(scores.shape[-1]) if blocks is None else blocks
+    blocks = choose_blocks(scores.shape[-1], scores.dtype) if blocks is None else blocks
     if rows.numel():
         flat = scores.view(rows[0], -1, scores.shape[-1])
         tail_kernel[(rows.numel(),)](

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-ROW = tl.constexpr(128)
-"""Consecutive elements that a warp reads at once: four for each lane."""
+LANES = tl.constexpr(32)
 INFINITE = tl.constexpr(0x7F800000)
 """The key of infinity, the highest of a weight. What is above is NaN's, which no weight reaches."""
 ROUNDING = tl.constexpr(2.0**-20)
@@ -37,24 +36,26 @@ PUSH = tl.constexpr(0.1 * 2.0**23)
 PATIENCE = tl.constexpr(3)
 """How many more steps may have left over half of the bracket than have not, before one bisects it."""
 
-MASS, COUNT, TIES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""What a search adds up: mass, elements, or elements of one weight, whose keys then fall with their positions."""
+MASS, COUNT = tl.constexpr(0), tl.constexpr(1)
+"""What a search adds up: mass, or elements."""
 
 
 class Blocks(NamedTuple):
     """How a program holds its row.
 
     Attributes:
-        resident: elements that stay in registers: a power of two, at least 128 for each warp.
+        resident: elements that stay in registers: a power of two, at least a row of a warp for each warp.
         tile: elements that are read at a time of those beyond; likewise.
         warps: of a program.
         registers: that a thread may have.
+        vector: consecutive elements that a lane reads at once, and a warp's row has 32 times as many.
     """
 
     resident: int
     tile: int
     warps: int
     registers: int
+    vector: int = 4
 
 
 class Row(NamedTuple):
@@ -84,19 +85,21 @@ def value(key):
 def positions(start, SIZE: tl.constexpr, B: tl.constexpr):
     """The positions of a tile ``[SIZE]`` that begins at ``start``.
 
-    Triton deals out rows of 128 elements to the warps in turn. Here the rows of a warp follow each other, so that it
+    Triton deals out rows of 32 vectors to the warps in turn. Here the rows of a warp follow each other, so that it
     holds one stretch of consecutive positions.
     """
+    row: tl.constexpr = LANES * B.vector
     i = tl.arange(0, SIZE)
-    return start + i // ROW % B.warps * (SIZE // B.warps) + i // (ROW * B.warps) * ROW + i % ROW
+    return start + i // row % B.warps * (SIZE // B.warps) + i // (row * B.warps) * row + i % row
 
 
 @triton.jit
 def position_parts(start, SIZE: tl.constexpr, B: tl.constexpr):
-    """The same positions as a sum of ``[rows, 1]``, which the compiler knows, and ``[1, 128 * warps]``."""
-    i = tl.arange(0, ROW * B.warps)
-    row = tl.arange(0, SIZE // (ROW * B.warps)) * ROW
-    return row[:, None], (start + i // ROW * (SIZE // B.warps) + i % ROW)[None, :]
+    """The same positions as a sum of ``[rows, 1]``, which the compiler knows, and ``[1, row * warps]``."""
+    row: tl.constexpr = LANES * B.vector
+    i = tl.arange(0, row * B.warps)
+    first = tl.arange(0, SIZE // (row * B.warps)) * row
+    return first[:, None], (start + i // row * (SIZE // B.warps) + i % row)[None, :]
 
 
 @triton.jit
@@ -112,42 +115,53 @@ def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
-    position = positions(start, SIZE, B)
-    # Four elements a lane, for 16-bit scores too.
-    weight = tl.load(tl.max_contiguous(row.scores + position, 4), mask=position < row.limit).to(tl.float32)
-    weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if KIND != MASS:
-        weight = tl.where(weight < float("inf"), weight, float("inf"))
-    if (start < row.first) | (start + SIZE > row.last):
+    if (start >= row.first) & (start + SIZE <= row.last):
+        weight = _weights(row, start, KIND, SIZE, B)
+    else:
+        weight = _weights(row, start, KIND, SIZE, B)
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
 
 @triton.jit
-def fold(amounts, SIZE: tl.constexpr, B: tl.constexpr):
-    """Sums ``[128 * warps]`` of ``[SIZE]`` amounts: each thread adds its own."""
-    return tl.sum(tl.reshape(amounts, [SIZE // (ROW * B.warps), ROW * B.warps]), 0)
+def _weights(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+    vector: tl.constexpr = B.vector
+    position = positions(start, SIZE, B)
+    source = tl.max_contiguous(row.scores + position, vector)
+    weight = tl.load(source, mask=position < row.limit).to(tl.float32)
+    weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if KIND != MASS:
+        weight = tl.where(weight < float("inf"), weight, float("inf"))
+    return weight
 
 
 @triton.jit
-def reaching(row, weight, start, key, tied, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+def fold(amounts, SIZE: tl.constexpr, B: tl.constexpr):
+    """Sums ``[row * warps]`` of ``[SIZE]`` amounts: each thread adds its own."""
+    row: tl.constexpr = LANES * B.vector
+    return tl.sum(tl.reshape(amounts, [SIZE // (row * B.warps), row * B.warps]), 0)
+
+
+@triton.jit
+def by_thread(parts, B: tl.constexpr):
+    """Sums ``[32 * warps]`` of folded ones: each thread's own."""
+    return tl.sum(tl.reshape(parts, [LANES * B.warps, B.vector]), 1)
+
+
+@triton.jit
+def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Mass or number of a tile's weights whose key is at least ``key``, folded."""
-    if KIND == TIES:
-        until = tl.maximum(tl.minimum(row.width - key + 1, row.last), row.first)
-        inside = ((weight == tied) & within(start, row.first, until, SIZE, B)).to(tl.float32)
-    else:
-        inside = (weight >= value(key)).to(tl.float32)
+    inside = (weight >= value(key)).to(tl.float32)
     return fold(inside * weight if KIND == MASS else inside, SIZE, B)
 
 
 @triton.jit
-def measure(row, weight, key, tied, KIND: tl.constexpr, B: tl.constexpr):
+def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     """Mass or number of a row's weights whose key is at least ``key``."""
-    parts = reaching(row, weight, 0, key, tied, KIND, B.resident, B)
+    parts = reaching(weight, key, KIND, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        tile = read(row, start, KIND, B.tile, B)
-        parts += reaching(row, tile, start, key, tied, KIND, B.tile, B)
-    return tl.sum(parts)
+        parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
+    return tl.sum(by_thread(parts, B))
 
 
 @triton.jit
@@ -162,18 +176,17 @@ def heaviest(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def _highest(weight, key, SIZE: tl.constexpr, B: tl.constexpr):
     below = tl.where(weight <= value(key), weight, 0.0).to(tl.int32, bitcast=True)
-    return tl.max(tl.reshape(below, [SIZE // (ROW * B.warps), ROW * B.warps]), 0)
+    row: tl.constexpr = LANES * B.vector
+    return tl.max(tl.reshape(below, [SIZE // (row * B.warps), row * B.warps]), 0)
 
 
 @triton.jit
-def gauge(part, total, KIND: tl.constexpr):
+def gauge(part, total):
     """A part of the total on the scale on which keys are interpolated: roughly the logarithm of its odds.
 
     A logarithm as the keys are one, so that 2**23 stand for odds of two to one; bounded, so that neither nothing nor
-    all is infinite. Positions, the keys of ties, are interpolated linearly.
+    all is infinite.
     """
-    if KIND == TIES:
-        return part / total
     least = total * ROUNDING
     inside = (part + least).to(tl.int32, bitcast=True)
     outside = (total - part + least).to(tl.int32, bitcast=True)
@@ -189,7 +202,6 @@ def search(
     low,
     high,
     model,
-    tied,
     KIND: tl.constexpr,
     STEP: tl.constexpr,
     B: tl.constexpr,
@@ -200,7 +212,6 @@ def search(
         weight: the row's resident tile.
         low, high: a bracket: ``needed`` is reached from ``low`` on, and not from ``high`` on.
         model: which key the middle of the scale of ``gauge`` is taken for, and how many keys for its unit.
-        tied: the weight whose elements are searched, for ``TIES``.
 
     Returns:
         the key; the mass, or number, from there on; and whether the elements that would be missing from the next key
@@ -210,9 +221,9 @@ def search(
     center, spread = model
     low_sum = total
     high_sum = 0.0
-    aim = gauge(needed, total, KIND)
-    low_gauge = gauge(total, total, KIND)
-    high_gauge = gauge(total - total, total, KIND)
+    aim = gauge(needed, total)
+    low_gauge = gauge(total, total)
+    high_gauge = gauge(total - total, total)
     guess = center - aim * spread
     unit = value(low) if KIND == MASS else 1.0
     slack = tl.maximum(total * ROUNDING, unit) if KIND == MASS else 0.5
@@ -222,11 +233,11 @@ def search(
         width = high - low
         guess = tl.minimum(tl.maximum(guess, low.to(tl.float32)), high.to(tl.float32))  # not NaN either
         middle = tl.minimum(tl.maximum(guess.to(tl.int32) & -STEP, low + STEP), high - STEP)
-        if KIND != TIES and needed - high_sum <= unit:
+        if needed - high_sum <= unit:
             middle = tl.maximum(heaviest(row, weight, high - STEP, KIND, B), low + STEP)
             high = middle + STEP
-        found = measure(row, weight, middle, tied, KIND, B)
-        found_gauge = gauge(found, total, KIND)
+        found = measure(row, weight, middle, KIND, B)
+        found_gauge = gauge(found, total)
         if found >= needed:
             low = middle
             low_sum = found
@@ -246,9 +257,7 @@ def search(
         guess = low.to(tl.float32) + share * (high - low).to(tl.float32)
         if tries == 0:
             missed = found_gauge - aim
-            guess = middle.to(tl.float32) + spread * (
-                missed + (PUSH if KIND != TIES else LEAN) * _sign(missed)
-            )
+            guess = middle.to(tl.float32) + spread * (missed + PUSH * _sign(missed))
         tries += 1
     return low, low_sum, high - low == STEP
 
