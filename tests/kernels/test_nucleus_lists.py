@@ -411,7 +411,7 @@ def test_no_rows():
 def test_blocks_hold_rows_and_threads_have_registers_for_them():
     assert [choose_blocks(length) for length in (1, 4096, 4097)] == [BLOCKS[0], BLOCKS[1], BLOCKS[2]]
     assert choose_blocks(32769) == LONG_BLOCKS
-    lengths = (8192, 8193, 32768, 32769)
+    lengths = (8192, 8193, 49152, 49153)
     chosen = [choose_blocks(length, torch.bfloat16) for length in lengths]
     assert chosen == [BLOCKS[2], STREAMED_BLOCKS, STREAMED_BLOCKS, LONG_BLOCKS]
     for blocks in (*BLOCKS, LONG_BLOCKS, STREAMED_BLOCKS):

@@ -4,9 +4,9 @@
 Why it is as it is. At best a row is read from memory once. So one program takes a row, and searches its threshold in
 what it keeps of it: in registers, which hold 32K elements of a multiprocessor of an A100, H100 or H200, or in the L1
 cache, from which the tiles that are not resident are read again. Two rows of 32K float32 scores are as large as that
-cache; of 16-bit scores two fit with room to spare, and then while one program waits, the other works. Either way a step of the search is
-bound by instructions and by the sum over the block, not by memory. That rules out what costs more instructions an
-element:
+cache; of 16-bit scores two fit with room to spare, and then while one program waits, the other works. Either way a
+step of the search is bound by instructions and by the sum over the block, not by memory. That rules out what costs
+more instructions an element:
 
 - histograms (radix select): ``tl.histogram`` counts, but does not weigh, with ballots: about 57 instructions an
   element for 8 bits, and atomic additions are either to global memory or for integers only;
