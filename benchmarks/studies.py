@@ -50,6 +50,8 @@ BOOKS = (
     "travels-in-morocco-vol-2_10356",
 )
 """PG-19 books; none of them is one that a mapping is calibrated on."""
+STARTING_POINT = "specattn:p=0.8:tail=0.05:a=0.03:power=0.8:dense_layers=0:every_row=true"
+"""What README.md says to start from."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,23 @@ def small() -> Iterator[Command]:
 
 def tasks() -> Iterator[Command]:
     """Answers that are scored."""
-    methods = "dense,specattn:p=0.8:dense_layers=0:every_row=true,specattn:p=0.9:dense_layers=0"
-    methods += ",specattn:p=0.8:tail=0.05:a=0.03:power=0.8:dense_layers=0:every_row=true,streaming:budget=0.1"
-    asked: dict[str, tuple[object, ...]] = {
-        "passkey_32768": ("passkey", "--length", 32768, "--samples", 20, "--batch", 4, "--chat"),
-        "ruler_16384": ("ruler", "--length", 16384, "--samples", 5, "--chat"),
-        "humaneval": ("humaneval", "--data", "{data}/prompts/humaneval.jsonl", "--chat"),
-        "gsm8k": ("gsm8k", "--data", "{data}/prompts/gsm8k_test.jsonl", "--limit", 200),
+    p80, p90 = (f"specattn:p={p}:dense_layers=0:every_row=true" for p in (0.8, 0.9))
+    others = ["specattn-paper:p=0.95", "quest:budget=0.1", "streaming:budget=0.1"]
+    lengths = [word for length in (4096, 8192, 16384, 32768) for word in ("--length", length)]
+    retrieval = ["dense", STARTING_POINT, p90, *others]
+    code, numbers = "{data}/prompts/humaneval.jsonl", "{data}/prompts/gsm8k_random200.jsonl"
+    asked: dict[str, tuple[Sequence[object], int, Sequence[str]]] = {
+        "passkey_32768": (("passkey", *lengths, "--samples", 10, "--chat"), 4, retrieval),
+        "ruler_16384": (
+            ("ruler", "--length", 16384, "--samples", 5, "--chat"),
+            8,
+            [*retrieval, "snapkv:budget=0.1"],
+        ),
+        "humaneval": (("humaneval", "--data", code, "--chat"), 32, ["dense", STARTING_POINT, p80, p90]),
+        "gsm8k": (("gsm8k", "--data", numbers), 32, ["dense", STARTING_POINT, p90]),
     }
-    for name, words in asked.items():
-        run = ("--run", f"{{work}}/run_{name}", "--methods", methods)
+    for name, (words, batch, methods) in asked.items():
+        run = ("--run", f"{{work}}/run_{name}", "--methods", ",".join(methods), "--batch", batch)
         yield specattn(f"task_{name}", "eval", *words, *run, *PAIR)
 
 
@@ -236,16 +245,19 @@ def frontier() -> Iterator[Command]:
 
 
 def lossless() -> Iterator[Command]:
-    """Dense reads a token in lossless decoding."""
+    """Dense reads a token in lossless decoding: of prompts of many lengths, and of long ones."""
     script = str(ROOT / "examples" / "lossless_reads.py")
-    methods = (
-        "--methods",
-        sweep("specattn:p={}", (0.8, 0.9, 0.95)),
-        "--alone",
-        "self:p=0.9,quest:budget=0.1",
-    )
-    sizes = ("--prompts", "12", "--max-new-tokens", "96")
-    yield Command("lossless_reads", (script, *texts(TEXTS), *PAIR, *sizes, *methods, "--out", "{out}"))
+    methods = f"{STARTING_POINT},specattn:p=0.9:dense_layers=0:every_row=true"
+    ways = ("--methods", methods, "--alone", "self:p=0.9", "--max-new-tokens", "96")
+    # Prompt, answer and what is run ahead stay within the models' 32,768 tokens.
+    for name, prompts, least, most, batch in (
+        ("reads", 20, 2048, 16384, 4),
+        ("16384", 6, 16384, 16384, 3),
+        ("32768", 6, 32256, 32256, 3),
+    ):
+        sizes = ("--prompts", prompts, "--least", least, "--most", most, "--batch", batch)
+        words = (script, *texts(TEXTS), *PAIR, *map(str, sizes), *ways, "--out", "{out}")
+        yield Command(f"lossless_{name}", words)
 
 
 def verified() -> Iterator[Command]:

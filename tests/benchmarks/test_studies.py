@@ -71,7 +71,7 @@ def test_scripts_take_their_options() -> None:
         if name in parsers:
             assert parsers[name](list(command.words[1:])).out == "{out}"
             seen[name] += 1
-    assert seen == {"lossless_reads": 1, "verified_rate": 2}
+    assert seen == {"lossless_reads": 3, "verified_rate": 2}
 
 
 def test_documents_have_names_of_their_own_and_mappings_are_made_before() -> None:
@@ -84,6 +84,23 @@ def test_documents_have_names_of_their_own_and_mappings_are_made_before() -> Non
             made.add(words[words.index("--out") + 1])
         if "--mapping" in words:
             assert words[words.index("--mapping") + 1] in made
+
+
+@pytest.mark.parametrize("name", ["passkey_32768", "ruler_16384", "humaneval", "gsm8k"])
+def test_task_studies_are_those_of_the_results(name: str) -> None:
+    """The same options and methods as in the documents, so that the command makes them again."""
+    document = json.loads((ROOT / "benchmarks" / "results" / f"task_{name}_h200.json").read_text())
+    (command,) = [command for _, command in COMMANDS if command.name == f"task_{name}"]
+    words = [word.replace("{data}", "data").replace("{work}", "work") for word in command.words[2:]]
+    given, config = parsed(words), document["config"]
+    methods = {method.spec() for method in parse_methods(given["methods"])}
+    assert methods == set(document["methods"])
+    assert str(given["run"]) == document["run"] and given["chat"] == config["chat"]
+    asked = {"length": "length", "samples_each": "samples", "data": "data"}
+    for option, parameter in asked.items():
+        if option in config["options"]:
+            value = given[parameter]
+            assert (value if isinstance(value, list | int) else str(value)) == config["options"][option]
 
 
 def test_no_text_is_evaluated_that_a_mapping_is_calibrated_on() -> None:

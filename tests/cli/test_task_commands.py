@@ -35,6 +35,9 @@ def test_passkey_reports_every_method(ask, tmp_path: Path) -> None:
         assert list(figures["groups"]) == ["400", "500"]
         assert method in result.stderr and f"{figures['kv_read_fraction']:.1%}" in result.stderr
     assert report["methods"]["dense"]["kv_read_fraction"] == 1
+    against = report["methods"]["streaming:budget=0.3"]["against_dense"]
+    assert against["samples"] == 4 and f"{against['difference']:+.1%}" in result.stderr
+    assert report["environments"] == json.loads((tmp_path / "run" / "environment.json").read_text())
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config == report["config"] | {"kind": "specattn run", "version": 1}
     assert config["options"] == {"length": [400, 500], "samples_each": 2, "digits": 5, "seed": 0}

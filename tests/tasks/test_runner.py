@@ -18,6 +18,7 @@ from tiny import tiny_mapping, tiny_pair
 from specattn.engine import Engine
 from specattn.errors import SpecAttnError, UsageError
 from specattn.evaluation.tasks.base import Sample
+from specattn.evaluation.tasks.paired import paired
 from specattn.evaluation.tasks.questions import questions
 from specattn.evaluation.tasks.run_folder import RunFolder
 from specattn.evaluation.tasks.runner import configuration, run_task
@@ -95,6 +96,39 @@ def test_the_summary_is_that_of_the_lines(tmp_path: Path) -> None:
         assert figures["accepted_per_round"] == [rounds[n] for n in range(max(rounds) + 1)]
         for name, scores in groups.items():
             assert figures["groups"][name]["score"] == pytest.approx(fmean(scores))
+
+
+def test_methods_are_compared_with_dense_answers_sample_by_sample(tmp_path: Path) -> None:
+    dense = parse_method("dense")
+    summary = run(tmp_path, methods=[*METHODS, dense])["methods"]
+    expected = {line["id"]: line for line in lines(tmp_path, dense)}
+    assert "against_dense" not in summary[dense.spec()]
+    for method in METHODS:
+        groups: dict[str, list[float]] = {"vowel": [], "consonant": []}
+        for line in lines(tmp_path, method):
+            groups[line["group"]].append(line["score"] - expected[line["id"]]["score"])
+        different = [difference for group in groups.values() for difference in group]
+        against = summary[method.spec()]["against_dense"]
+        assert against["samples"] == 6
+        assert against["difference"] == pytest.approx(fmean(map(fmean, groups.values())))
+        assert (against["better"], against["worse"]) == (
+            sum(difference > 0 for difference in different),
+            sum(difference < 0 for difference in different),
+        )
+
+
+def test_an_interval_of_differences_is_narrower_than_those_of_the_scores(tmp_path: Path) -> None:
+    run(tmp_path, methods=METHODS[:1])
+    answer = next(iter(RunFolder(tmp_path).answers(METHODS[0].spec()).values()))
+    rising = {str(n): replace(answer, id=str(n), score=n / 10) for n in range(10)}
+    above = {id: replace(other, score=other.score + 0.25) for id, other in rising.items()}
+    above["9"] = replace(answer, id="9", error="out of memory")
+    del above["0"]
+    found = paired(above, rising)
+    assert found is not None
+    assert (found["samples"], found["better"], found["worse"]) == (8, 8, 0)
+    assert found["difference"] == pytest.approx(0.25) and found["interval"] == pytest.approx((0.25, 0.25))
+    assert paired({}, rising) is None
 
 
 class Interrupted(Copy):

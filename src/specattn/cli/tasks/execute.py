@@ -65,7 +65,9 @@ def execute(task: Task, options: RunOptions) -> RunFolder:
         )
     show(summary)
     if options.json:
-        print_json({"run": str(folder.path), "config": config, **summary})
+        print_json(
+            {"run": str(folder.path), "config": config, **summary, "environments": folder.environments()}
+        )
     return folder
 
 

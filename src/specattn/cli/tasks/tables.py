@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCORE = ("score", "95 %")
+DIFFERENCE = ("- dense", "95 %")
 HEADINGS = ("samples", "left out", "KV read", "draft", "accepted", "tokens/s")
 
 
@@ -26,15 +27,23 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _methods_table(task: str, metric: str, methods: dict[str, dict[str, Any]]) -> Table:
-    """A row a method; without a metric there is no score to show."""
-    table = _table(f"{task}: {metric or 'speed'}", "method", (*(SCORE if metric else ()), *HEADINGS))
+    """A row a method; without a metric there is no score to show, without dense answers no difference."""
+    compared = bool(metric) and any(figures.get("against_dense") for figures in methods.values())
+    headings = (*(SCORE if metric else ()), *(DIFFERENCE if compared else ()), *HEADINGS)
+    table = _table(f"{task}: {metric or 'speed'}", "method", headings)
     for name, figures in methods.items():
-        table.add_row(name, *(_score(figures) if metric else []), *_cells(figures))
+        cells = [*(_score(figures) if metric else []), *(_difference(figures) if compared else [])]
+        table.add_row(name, *cells, *_cells(figures))
     return table
 
 
 def _score(figures: dict[str, Any]) -> list[str]:
     return [f"{figures['score']:.1%}", _interval(figures["interval"])] if figures["samples"] else ["", ""]
+
+
+def _difference(figures: dict[str, Any]) -> list[str]:
+    against = figures.get("against_dense")
+    return [f"{against['difference']:+.1%}", _interval(against["interval"])] if against else ["", ""]
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:

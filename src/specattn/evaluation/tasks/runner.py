@@ -15,6 +15,7 @@ from specattn.engine import Engine
 from specattn.environment import environment
 from specattn.errors import SpecAttnError
 from specattn.evaluation.tasks.base import Sample, Task
+from specattn.evaluation.tasks.paired import paired
 from specattn.evaluation.tasks.questions import Question, Questions
 from specattn.evaluation.tasks.run_folder import Answer, RunFolder
 from specattn.evaluation.tasks.summary import summarise
@@ -25,6 +26,7 @@ from specattn.request import GenerationResult
 from specattn.selection.base import Method
 from specattn.selection.checks import check_at_least
 
+DENSE = "dense"
 Progress = Callable[[str, int], None]
 """Called with a method's text and how many of its answers are new."""
 
@@ -102,16 +104,24 @@ def run_task(
 def summary_of(
     folder: RunFolder, task: Task, questions: Questions, methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """The figures of all methods in ``folder``: these, and those of an earlier summary."""
+    """The figures of all methods in ``folder``: these, and those of an earlier summary.
+
+    Where dense answers are there too, ``against_dense`` compares the others with them, sample by sample.
+    """
     path = folder.path / "summary.json"
     known = list(folder.summary()["methods"]) if path.exists() else []
     figures = {}
-    for method in dict.fromkeys([*known, *(method.spec() for method in methods)]):
-        answers = folder.answers(method)
+    found = {
+        method: folder.answers(method)
+        for method in dict.fromkeys([*known, *(method.spec() for method in methods)])
+    }
+    for method, answers in found.items():
         figures[method] = {
             **summarise(answers.values(), questions.left_out),
             "complete": len(answers) == len(questions.asked),
         }
+        if method != DENSE and DENSE in found:
+            figures[method]["against_dense"] = paired(answers, found[DENSE])
     return {"task": task.name, "metric": task.metric, "methods": figures}
 
 
