@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -283,6 +284,36 @@ def test_documents_in_a_batch_give_what_each_gives_alone(model_type):
         expected = order[result.document, result.method]
         for name in ("kl", "perplexity", "attention_mass", "kv_read_fraction", "draft_read_fraction"):
             assert getattr(result, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-9)
+
+
+def test_the_reference_is_held_once(monkeypatch):
+    from specattn.evaluation import fidelity
+
+    monkeypatch.setattr(fidelity, "REFERENCE_ROWS", 8)
+    logits, session = fidelity._Session._logits, []
+    chunks, alive = [], []
+
+    def observed(self, target, step, start, count):
+        result = logits(self, target, step, start, count)
+        if count == fidelity.REFERENCE_ROWS:
+            alive.append(sum(chunk() is not None for chunk in chunks))
+            chunks.append(weakref.ref(result))
+            session[:] = [self]
+        return result
+
+    monkeypatch.setattr(fidelity._Session, "_logits", observed)
+    places = []
+    for _ in evaluate(
+        tiny_pair("llama"),
+        [document(name, seed) for seed, name in enumerate("abc")],
+        [parse_method("streaming")],
+        context=CONTEXT,
+        rows=ROWS,
+        batch=2,
+    ):
+        places.append(session[0].reference.data_ptr())
+    assert len(alive) == 2 * (ROWS // 8) and max(alive) <= 1, "a chunk goes when it is in its place"
+    assert len(set(places)) == 1, "the next batch writes to the same tensor"
 
 
 def test_between_results_the_models_are_as_they_were():

@@ -199,6 +199,7 @@ class _Session:
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
         self.scores: TargetScores | None = None
+        self.reference: Tensor | None = None  # dense logits [batch, rows, vocab]; every batch writes to the same
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""
@@ -220,15 +221,19 @@ class _Session:
             if self.draft is not None:
                 report = partial(self.progress, f"{name}: draft prefill")
                 self.draft.prefill(slot, document[: self.prefix], progress=report)
-        parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
             step = self._step(self.target, start, count, DenseAttend())
-            parts.append(self._logits(self.target, step, start, count))
+            self._keep(self._logits(self.target, step, start, count), start - self.prefix)
             self.progress(f"{self._label}: dense reference", count)
-        self.reference = torch.cat(parts, dim=1)
         self._rewind(self.prefix)
         self._prefill_again(tokens)
+
+    def _keep(self, logits: Tensor, first: int) -> None:
+        """Write the reference's rows from ``first`` on to their place: they are too large to be held twice."""
+        if self.reference is None:
+            self.reference = logits.new_empty(self.batch, self.rows, logits.shape[-1])
+        self.reference[: len(logits), first : first + logits.shape[1]] = logits
 
     def _prefill_again(self, documents: Sequence[Sequence[int]]) -> None:
         """Let the target read the prefixes as the methods will find them; the reference has been taken."""
@@ -344,12 +349,13 @@ class _Session:
 
     def _compare(self, start: int, logits: Tensor) -> Tensor:
         """Sums over the rows of each document: KL, total variation, agreement, both negative log likelihoods."""
+        assert self.reference is not None, "the documents were read"
         first, count = start - self.prefix, logits.shape[1]
         following = self.tokens[:, start + 1 : start + count + 1]
         figures = [
             _figures(dense, sparse, after)
             for dense, sparse, after in zip(
-                self.reference[:, first : first + count], logits, following, strict=True
+                self.reference[: len(logits), first : first + count], logits, following, strict=True
             )
         ]
         return torch.stack(figures)
