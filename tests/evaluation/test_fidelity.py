@@ -18,7 +18,7 @@ from masked_model import (
 from tiny import MODEL_TYPES, tiny_mapping, tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
-from specattn.errors import UsageError
+from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
 from specattn.evaluation.fidelity import FidelityResult, evaluate
 from specattn.generation import generate
@@ -314,6 +314,22 @@ def test_the_reference_is_held_once(monkeypatch):
         places.append(session[0].reference.data_ptr())
     assert len(alive) == 2 * (ROWS // 8) and max(alive) <= 1, "a chunk goes when it is in its place"
     assert len(set(places)) == 1, "the next batch writes to the same tensor"
+
+
+@pytest.mark.parametrize(("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")])
+@pytest.mark.parametrize("place", ["__init__", "read", "run"])
+def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
+    from specattn.evaluation import fidelity
+
+    def full(self, *arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+
+    monkeypatch.setattr(fidelity._Session, place, full)
+    with pytest.raises(CacheFullError) as caught:
+        run(tiny_pair("llama"), ["streaming"], [document("a"), document("b")], batch=batch)
+    message = str(caught.value)
+    assert f"batch={batch}, context={CONTEXT} and rows={ROWS}: CUDA out of memory" in message
+    assert remedy in message and "--rows" in message and "More of it" not in message
 
 
 def test_between_results_the_models_are_as_they_were():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +27,7 @@ from specattn.attention import (
     attached,
 )
 from specattn.draft_attention import DraftAttention
-from specattn.errors import UsageError
+from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.attention_mass import AttentionMass, Breakdown
 from specattn.evaluation.documents import Document
 from specattn.evaluation.evicted_mass import EvictedMass
@@ -127,7 +128,7 @@ def evaluate(
 
     Raises:
         UsageError: if the figures do not fit each other or the models, before any work.
-        CacheFullError: if the documents of a batch do not fit in memory.
+        CacheFullError: if a batch of documents does not fit in memory, or what is worked out from it.
     """
     check_protocol(pair, context, rows, gamma)
     if not documents:
@@ -145,15 +146,18 @@ def evaluate(
     prefill = resolve_prefill(prefill, pair.target.config)
     for method in methods:
         check_prefill(method, prefill)
-    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
-    if any(Need.SCORES in method.needs for method in methods):
-        session.scores = TargetScores.of(session.target)
+    batch = min(batch, len(documents))
+    fitting = partial(_fitting, pair.device, context, rows, batch)
+    with fitting():
+        session = _Session(pair, context, rows, gamma, batch, prefill, stores, progress)
+        if any(Need.SCORES in method.needs for method in methods):
+            session.scores = TargetScores.of(session.target)
     session.observer = observer
     for first in range(0, len(documents), batch):
-        with attached(*pair.models), torch.inference_mode():
+        with fitting(), attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
         for method, found in zip(methods, mappings, strict=True):
-            with attached(*pair.models), torch.inference_mode():
+            with fitting(), attached(*pair.models), torch.inference_mode():
                 results = session.run(method, found)
             # Outside the block: the caller finds the models as they were.
             yield from results
@@ -174,6 +178,19 @@ def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) 
             f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; "
             "use a shorter context, or load them with yarn"
         )
+
+
+@contextmanager
+def _fitting(device: torch.device, context: int, rows: int, batch: int) -> Iterator[None]:
+    """Say what needs less where memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        fewer = "fewer documents at once (--batch), " if batch > 1 else ""
+        raise CacheFullError(
+            f"{device} has not enough memory for batch={batch}, context={context:,} and rows={rows:,}: "
+            f"{str(error).strip().splitlines()[0]} Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
+        ) from error
 
 
 class _Session:
