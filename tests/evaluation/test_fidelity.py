@@ -316,7 +316,9 @@ def test_the_reference_is_held_once(monkeypatch):
     assert len(set(places)) == 1, "the next batch writes to the same tensor"
 
 
-@pytest.mark.parametrize(("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")])
+@pytest.mark.parametrize(
+    ("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")]
+)
 @pytest.mark.parametrize("place", ["__init__", "read", "run"])
 def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
     from specattn.evaluation import fidelity

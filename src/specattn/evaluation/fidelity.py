@@ -216,7 +216,9 @@ class _Session:
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
         self.scores: TargetScores | None = None
-        self.reference: Tensor | None = None  # dense logits [batch, rows, vocab]; every batch writes to the same
+        self.reference: Tensor | None = (
+            None  # dense logits [batch, rows, vocab]; every batch writes to the same
+        )
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""
