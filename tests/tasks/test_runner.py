@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -198,6 +199,68 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"kind": "cake"}')
     with pytest.raises(UsageError, match="holds no run"):
         RunFolder.read(tmp_path)
+
+
+def test_a_run_that_another_process_is_beginning_is_the_same_run(tmp_path: Path) -> None:
+    from specattn import files
+
+    config = {"task": "copy"}
+    with files._written_beside(tmp_path / "config.json", b"{", "the config"):
+        RunFolder.open(tmp_path, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("other", [{"task": "copy"}, {"task": "echo"}])
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_two_processes_makes_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any], links: bool
+) -> None:
+    link = os.link
+
+    def overtaken(source: Path, target: Path) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", link)
+            RunFolder.open(tmp_path, other).add_environment({"gpu": "theirs"})
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    if other == {"task": "copy"}:
+        assert RunFolder.open(tmp_path, {"task": "copy"}).environments() == [{"gpu": "theirs"}]
+    else:
+        with pytest.raises(UsageError, match="was begun with task='echo', not 'copy'"):
+            RunFolder.open(tmp_path, {"task": "copy"})
+    assert RunFolder.read(tmp_path).config()["task"] == other["task"]
+
+
+def test_many_begin_one_run_at_once(tmp_path: Path) -> None:
+    from threading import Barrier
+
+    for number in range(20):
+        barrier = Barrier(8)
+
+        def begin(path: Path, barrier: Barrier) -> None:
+            barrier.wait()
+            RunFolder.open(path, {"task": "copy"}).write_summary({})
+
+        with ThreadPoolExecutor(8) as pool:
+            begun = [pool.submit(begin, tmp_path / str(number), barrier) for _ in range(8)]
+        assert [future.exception() for future in begun] == [None] * 8
+        assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == [
+            "config.json",
+            "summary.json",
+        ]
+
+
+def test_a_folder_that_links_cannot_be_made_in_holds_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert RunFolder.open(tmp_path, {"task": "copy"}).config()["task"] == "copy"
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
