@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 from typing import Any
 
 import pytest
@@ -69,6 +72,14 @@ def test_answers_are_those_of_generate(tmp_path: Path) -> None:
             assert line["metadata"] == sample.metadata and line["references"] == list(sample.references)
 
 
+def test_figures_do_not_depend_on_the_order_of_the_lines(tmp_path: Path) -> None:
+    from specattn.evaluation.tasks.summary import summarise
+
+    run(tmp_path)
+    answers = list(RunFolder(tmp_path).answers(METHODS[0].spec()).values())
+    assert summarise(answers[::-1]) == summarise(answers)
+
+
 def test_every_round_is_the_methods_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = []
 
@@ -101,21 +112,22 @@ def test_the_summary_is_that_of_the_lines(tmp_path: Path) -> None:
 class Interrupted(Copy):
     """Raises when so many answers were scored."""
 
-    error: BaseException = KeyboardInterrupt()
-    after = 0
+    error: BaseException
+    after: int
+    number: Iterator[int]
 
     def score(self, sample: Sample, output: str) -> float:
-        type(self).after -= 1
-        if type(self).after < 0:
+        if next(self.number) >= self.after:
             raise self.error
         return super().score(sample, output)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no score")])
 @pytest.mark.parametrize("after", [0, 1, 4, 9])
-def test_an_interrupted_run_goes_on(tmp_path: Path, after: int) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path, after: int, error: BaseException) -> None:
     whole = run(tmp_path / "whole")
-    Interrupted.after = after
-    with pytest.raises(KeyboardInterrupt):
+    Interrupted.after, Interrupted.error, Interrupted.number = after, error, itertools.count()
+    with pytest.raises(type(error)):
         run(tmp_path / "run", Interrupted())
     partial = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]
     assert sum(figures["samples"] for figures in partial.values()) == after
@@ -129,6 +141,73 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, after: int) -> None:
         assert len(lines(tmp_path / "run", method)) == 6
     environments = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(environments) == 1 and environments[0]["dtype"] == "float32"
+
+
+class Waiting(Copy):
+    """Scores nothing before it is told to."""
+
+    told: Event
+
+    def score(self, sample: Sample, output: str) -> float:
+        assert self.told.wait(20), "the engine waits for a score"
+        return super().score(sample, output)
+
+
+def results_then(monkeypatch: pytest.MonkeyPatch, count: int, then: Callable[[], None]) -> None:
+    """Call ``then`` when the engine has given so many results."""
+    stream = Engine.stream
+
+    def watched(self: Engine) -> Iterator[Any]:
+        results = 0
+        for update in stream(self):
+            yield update
+            results += update.result is not None
+            if results == count:
+                then()
+                results += 1
+
+    monkeypatch.setattr(Engine, "stream", watched)
+
+
+def test_scores_do_not_hold_up_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Waiting.told = Event()
+    results_then(monkeypatch, 6, Waiting.told.set)
+    summary = run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert summary["methods"][METHODS[0].spec()]["samples"] == 6
+
+
+def interrupt() -> None:
+    Waiting.told.set()
+    raise KeyboardInterrupt
+
+
+def test_pending_scores_are_finished_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Waiting.told = Event()
+    results_then(monkeypatch, 3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert len(lines(tmp_path)) == 3
+
+
+def test_answers_whose_scores_nobody_waited_for_are_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", methods=METHODS[:1])
+    Waiting.told = Event()
+
+    def impatient(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specattn.evaluation.tasks.scoring.wait", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", Waiting(), methods=METHODS[:1])
+    Waiting.told.set()
+    assert RunFolder(tmp_path / "run").answers(METHODS[0].spec()) == {}
+    assert without_times(run(tmp_path / "run", methods=METHODS[:1])) == without_times(whole)
+    assert len(lines(tmp_path / "run")) == 6
 
 
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:

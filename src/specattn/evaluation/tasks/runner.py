@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from specattn.engine import Engine
@@ -17,6 +18,7 @@ from specattn.errors import SpecAttnError
 from specattn.evaluation.tasks.base import Sample, Task
 from specattn.evaluation.tasks.questions import Question, Questions
 from specattn.evaluation.tasks.run_folder import Answer, RunFolder
+from specattn.evaluation.tasks.scoring import Scoring
 from specattn.evaluation.tasks.summary import summarise
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import FoundPair, Pair
@@ -69,6 +71,8 @@ def run_task(
     **engine: Any,
 ) -> dict[str, Any]:
     """Ask all questions that have no answer in ``folder`` yet, with each method; then write the summary.
+
+    Answers are scored by other threads while the next ones are generated, and written as they are scored.
 
     Args:
         folder: opened with :func:`configuration`.
@@ -135,12 +139,18 @@ def _answer(
     rooms = sorted((question.room for question in waiting), reverse=True)
     # No fallback: a round that reads everything would say nothing of the method.
     sizes: dict[str, Any] = {"max_batch": batch, "max_tokens": sum(rooms[:batch]), "max_length": rooms[0]}
-    with Engine(pair, method=method, fallback=False, **sizes, **engine) as server:
+
+    def keep(answer: Answer) -> None:
+        folder.append(name, answer)
+        report(name, 1)
+
+    # The engine ends first, and with it what it holds; then the last scores are waited for.
+    with Scoring(keep) as scoring, Engine(pair, method=method, fallback=False, **sizes, **engine) as server:
         asked = {server.submit(question.request): question for question in waiting}
         for update in server.stream():
             if update.result is not None:
-                folder.append(name, _scored(task, asked[update.id], update.result))
-                report(name, 1)
+                scoring.submit(partial(_scored, task, asked[update.id], update.result))
+            scoring.collect()
 
 
 def _scored(task: Task, question: Question, result: GenerationResult) -> Answer:

@@ -22,7 +22,8 @@ def summarise(answers: Iterable[Answer], left_out: Iterable[LeftOut] = ()) -> di
         rounds accepted 0, 1, 2, ... draft tokens, and ``accepted_mean``; ``tokens_per_second`` of a request while it is
         decoded beside the others of its batch; ``groups``, the same figures for each group.
     """
-    answers = list(answers)
+    # Scores end in any order, and what is drawn for an interval must not depend on it.
+    answers = sorted(answers, key=lambda answer: answer.id)
     reasons = [item.reason for item in left_out] + [f"failed: {a.error}" for a in answers if a.error]
     good = [answer for answer in answers if answer.error is None]
     groups: dict[str, list[Answer]] = defaultdict(list)
