@@ -4,7 +4,7 @@
 ``config.json``          what the answers depend on; a run goes on only with the same
 ``environment.json``     a list of the environments that it ran in, mostly one
 ``samples-METHOD.jsonl`` an answer a line, appended and flushed as each ends
-``summary.json``         the figures of every method, written anew at each end
+``summary.json``         the figures of every method, written anew at each beginning and end
 =======================  =======================================================================================
 """
 

@@ -80,7 +80,7 @@ def run_task(
         engine: as for :func:`configuration`.
 
     Returns:
-        The summary: ``config``, and ``methods``, the figures of each by its text.
+        The summary, as :func:`summary_of`.
 
     Raises:
         UsageError: as :class:`~specattn.engine.Engine` does.
@@ -90,6 +90,8 @@ def run_task(
     check_at_least(task.name, "batch", batch, 1)
     folder.add_environment(environment(pair.device, pair.dtype))
     report = progress or (lambda what, count: None)
+    # Also at the beginning: a run that is killed then says what its answers are part of.
+    folder.write_summary(summary_of(folder, task, questions, methods))
     try:
         for method in methods:
             _answer(pair, task, questions, method, folder, batch, report, mapping=mapping, **engine)
@@ -106,7 +108,11 @@ def run_task(
 def summary_of(
     folder: RunFolder, task: Task, questions: Questions, methods: Sequence[Method]
 ) -> dict[str, Any]:
-    """The figures of all methods in ``folder``: these, and those of an earlier summary."""
+    """The figures of all methods in ``folder``: these, and those of an earlier summary.
+
+    Returns:
+        ``task`` and its ``metric``; ``asked``, the number of samples; ``methods``, the figures of each by its text.
+    """
     path = folder.path / "summary.json"
     known = list(folder.summary()["methods"]) if path.exists() else []
     figures = {}
@@ -116,7 +122,7 @@ def summary_of(
             **summarise(answers.values(), questions.left_out),
             "complete": len(answers) == len(questions.asked),
         }
-    return {"task": task.name, "metric": task.metric, "methods": figures}
+    return {"task": task.name, "metric": task.metric, "asked": len(questions.asked), "methods": figures}
 
 
 def _answer(

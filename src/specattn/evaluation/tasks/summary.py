@@ -9,7 +9,10 @@ from typing import Any
 
 from specattn.evaluation.bootstrap import interval
 from specattn.evaluation.tasks.base import LeftOut
-from specattn.evaluation.tasks.run_folder import Answer
+from specattn.evaluation.tasks.run_folder import Answer, RunFolder
+
+FAILED = "failed: "
+"""How the reason begins for which an answer that failed is left out."""
 
 
 def summarise(answers: Iterable[Answer], left_out: Iterable[LeftOut] = ()) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def summarise(answers: Iterable[Answer], left_out: Iterable[LeftOut] = ()) -> di
     """
     # Scores end in any order, and what is drawn for an interval must not depend on it.
     answers = sorted(answers, key=lambda answer: answer.id)
-    reasons = [item.reason for item in left_out] + [f"failed: {a.error}" for a in answers if a.error]
+    reasons = [item.reason for item in left_out] + [f"{FAILED}{a.error}" for a in answers if a.error]
     good = [answer for answer in answers if answer.error is None]
     groups: dict[str, list[Answer]] = defaultdict(list)
     for answer in good:
@@ -39,6 +42,31 @@ def summarise(answers: Iterable[Answer], left_out: Iterable[LeftOut] = ()) -> di
             if name
         },
     }
+
+
+def current_summary(folder: RunFolder) -> dict[str, Any]:
+    """The summary of a run with its figures as the answers stand now, without the task or the models.
+
+    A run that was killed has not written them at its end; its methods, how many samples it asks and which it leaves out
+    are in the summary that it wrote at its beginning.
+
+    Raises:
+        UsageError: if the run has not begun to ask.
+    """
+    summary = folder.summary()
+    asked = summary.get("asked")
+    found = {}
+    for method, before in summary["methods"].items():
+        answers = folder.answers(method)
+        left_out = [
+            LeftOut("", reason)
+            for reason, count in before["left_out"].items()
+            if not reason.startswith(FAILED)
+            for _ in range(count)
+        ]
+        complete = before["complete"] if asked is None else len(answers) == asked
+        found[method] = {**summarise(answers.values(), left_out), "complete": complete}
+    return {**summary, "methods": found}
 
 
 def _figures(groups: Sequence[Sequence[Answer]]) -> dict[str, Any]:
