@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -189,6 +189,23 @@ def test_pending_scores_are_finished_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Waiting(), methods=METHODS[:1])
     assert len(lines(tmp_path)) == 3
+
+
+def test_an_interruption_while_the_last_scores_are_waited_for_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Waiting.told, waited = Event(), []
+
+    def interrupted(pending: Any, **options: Any) -> Any:
+        waited.append(len(pending))
+        if len(waited) == 1:
+            interrupt()
+        return wait(pending, **options)
+
+    monkeypatch.setattr("specattn.evaluation.tasks.scoring.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert waited[0] == len(lines(tmp_path)) == 6
 
 
 def test_answers_whose_scores_nobody_waited_for_are_asked_again(

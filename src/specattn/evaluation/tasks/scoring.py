@@ -49,14 +49,21 @@ class Scoring:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while self._pending:
-                wait(self._pending, return_when=FIRST_COMPLETED)
-                self._keep_ready()
+            self._finish()
+        except KeyboardInterrupt:
+            if kind is None:  # the first one
+                self._finish()
+            raise
         finally:
-            # Nothing is pending here unless the wait was interrupted.
+            # Nothing is pending here unless the wait was interrupted for good.
             self._pool.shutdown(wait=False, cancel_futures=True)
         if kind is None and self._error is not None:
             raise self._error
+
+    def _finish(self) -> None:
+        while self._pending:
+            wait(self._pending, return_when=FIRST_COMPLETED)
+            self._keep_ready()
 
     def _keep_ready(self) -> None:
         """Note the first error and go on: the others' answers are none the worse for it."""
