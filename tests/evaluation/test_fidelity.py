@@ -324,14 +324,14 @@ def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
     from specattn.evaluation import fidelity
 
     def full(self, *arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has\nmore to say")
 
     monkeypatch.setattr(fidelity._Session, place, full)
     with pytest.raises(CacheFullError) as caught:
         run(tiny_pair("llama"), ["streaming"], [document("a"), document("b")], batch=batch)
     message = str(caught.value)
-    assert f"batch={batch}, context={CONTEXT} and rows={ROWS}: CUDA out of memory" in message
-    assert remedy in message and "--rows" in message and "More of it" not in message
+    assert f"batch={batch}, context={CONTEXT} and rows={ROWS}: CUDA out of memory. Tried to" in message
+    assert "allocate 2.50 GiB. Evaluate" in message and remedy in message and "--rows" in message
 
 
 def test_between_results_the_models_are_as_they_were():

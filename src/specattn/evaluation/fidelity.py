@@ -186,10 +186,12 @@ def _fitting(device: torch.device, context: int, rows: int, batch: int) -> Itera
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # What failed and how much it asked for; torch goes on with its allocator's options.
+        reason = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]).rstrip(".")
         fewer = "fewer documents at once (--batch), " if batch > 1 else ""
         raise CacheFullError(
             f"{device} has not enough memory for batch={batch}, context={context:,} and rows={rows:,}: "
-            f"{str(error).strip().splitlines()[0]} Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
+            f"{reason}. Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
         ) from error
 
 
