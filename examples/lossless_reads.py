@@ -8,7 +8,8 @@ equally likely that decides; in float32 (``--dtype float32``) this hardly happen
 
 On a GPU rounds and cycles take the fast path where the method has one; ``path`` says which they took, and if not that
 one, why. ``tokens_per_second`` is of all prompts together, without reading them; what happens once, such as the capture
-of graphs, is part of it (``specattn bench decode --lossless`` times cycles alone).
+of graphs, is part of it (``specattn bench decode --lossless`` times cycles alone). The document is written anew after
+each method; after the last it is ``complete``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import specattn
 from specattn.attention import DenseAttend, attached
 from specattn.environment import environment
 from specattn.evaluation.documents import read_text
+from specattn.files import write_file
 from specattn.generation import GenerationResult
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
@@ -123,7 +125,7 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, print a line a method, and write the report."""
+    """Run, print a line a method, and write the report as it grows."""
     asked = parser().parse_args(arguments)
     pair = specattn.load_pair(
         asked.pair or (None if asked.target else "qwen2.5-coder"),
@@ -144,23 +146,34 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "mapping": Mapping.load(asked.mapping) if asked.mapping else None,
     }
     lossless = {**common, "lossless": True, "lossless_every": asked.every}
+    waiting = [
+        (models, method)
+        for models, methods in ((pair, asked.methods), (alone, asked.alone))
+        for method in split_methods(methods)
+    ]
     row, reference = run(pair, prompts, {**common, "method": "dense"}, None)
-    rows = [row]
-    for models, methods in ((pair, asked.methods), (alone, asked.alone)):
-        for method in split_methods(methods):
-            rows.append(run(models, prompts, {**lossless, "method": method}, reference)[0])
     report = {
         "command": "lossless_reads",
         "pair": pair.name,
         "gamma": asked.gamma,
         "every": asked.every,
         "max_new_tokens": asked.max_new_tokens,
-        "results": rows,
+        "results": [row],
+        "complete": not waiting,
         "environment": environment(pair.device, pair.dtype),
     }
-    if asked.out:
-        Path(asked.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(report, asked.out)
+    for number, (models, method) in enumerate(waiting, 1):
+        report["results"].append(run(models, prompts, {**lossless, "method": method}, reference)[0])
+        report["complete"] = number == len(waiting)
+        save(report, asked.out)
     return report
+
+
+def save(report: dict[str, Any], out: str | None) -> None:
+    """Replace the document, after every method: an interruption keeps what is done."""
+    if out:
+        write_file(Path(out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specattn.errors import UsageError
+
+TEMPORARY = ".tmp"
 
 
 def write_file(path: Path, content: bytes, what: str) -> None:
@@ -18,11 +22,46 @@ def write_file(path: Path, content: bytes, what: str) -> None:
     Raises:
         UsageError: if the file cannot be written; ``what`` says what it was to hold.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _written_beside(path, content, what) as temporary:
+        temporary.replace(path)
+
+
+def write_new(path: Path, content: bytes, what: str) -> bool:
+    """The same for a file that must not be there yet: of several processes one writes it, whole.
+
+    Returns:
+        Whether it was written; a file that is there stays.
+
+    Raises:
+        UsageError: as :func:`write_file`.
+    """
+    with _written_beside(path, content, what) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without links cannot keep two processes apart.
+            if path.exists():
+                return False
+            temporary.replace(path)
+    return True
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that is still being written, or was when its process was killed."""
+    return path.name.startswith(".") and path.suffix == TEMPORARY
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, content: bytes, what: str) -> Iterator[Path]:
+    """A file beside ``path`` that holds ``content``, as long as the block does not rename it."""
+    # Process numbers are not enough: hosts that share the folder have their own.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        temporary.replace(path)
+        yield temporary
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot write {what} to {path}: {reason}; choose another --out") from error

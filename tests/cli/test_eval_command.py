@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from command import document, record_progress, run
 
 import specattn.evaluation.fidelity
@@ -58,7 +59,8 @@ def test_fidelity_is_that_of_the_library(evaluation, tiny: SimpleNamespace, seco
     report = document(evaluation("fidelity", "--text", second, "--rows", 10, "--gamma", 3, "--json"))
     assert list(report)[:6] == ["pair", "context", "rows", "gamma", "documents", "results"]
     assert (report["context"], report["rows"], report["gamma"]) == (60, 10, 3)
-    assert report["documents"] == ["book", "second"] and report["complete"] is True
+    assert report["documents"] == ["book", "second"] and report["without_results"] == []
+    assert report["complete"] is True
     documents = load_documents([tiny.text, second], tiny.pair.tokenizer, 61)
     methods = [parse_method(method) for method in METHODS.split(",")]
     mapping = Mapping.load(tiny.mapping)
@@ -227,6 +229,36 @@ def test_results_survive(
     assert report["complete"] is False
     assert report["results"] == whole["results"][:after]
     assert ("streaming budget=0.2" in result.stderr) == plot.exists() == (after > 0)
+
+
+def test_results_survive_a_lack_of_memory(
+    evaluation, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = specattn.evaluation.fidelity._Session
+    decode = session.run
+
+    def full(self, method, mapping):
+        if method.name == "streaming":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return decode(self, method, mapping)
+
+    monkeypatch.setattr(session, "run", full)
+    result = evaluation("fidelity", "--rows", 10, "--json")
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and "--rows" in line and "--debug" not in line
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["complete"] is False and report["results"] == whole["results"][:1]
+
+
+def test_documents_without_results_are_named_apart(
+    evaluation, second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(monkeypatch, KeyboardInterrupt(), 2)
+    options = ["--rows", 10, "--text", second, "--batch", 1, "--json"]
+    report = document(evaluation("fidelity", *options))
+    assert report["documents"] == ["book"] == [*{row["document"] for row in report["results"]}]
+    assert report["without_results"] == ["second"]
 
 
 def test_a_figure_that_json_cannot_say_is_null(evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

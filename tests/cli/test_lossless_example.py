@@ -23,23 +23,18 @@ def load_example():
     return module
 
 
-def test_lossless_equals_dense_and_reads_are_counted(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    file = tmp_path / "reads.json"
+def words(tiny: SimpleNamespace, file: Path) -> list[str]:
+    """A run of three methods beside dense speculation."""
     sizes = ["--prompts", 3, "--least", 20, "--most", 70, "--max-new-tokens", 16]
     methods = ["--methods", "specattn:p=0.9,streaming:budget=0.7", "--alone", "self:p=0.9"]
-    arguments = [
-        "--text",
-        tiny.text,
-        *sizes,
-        *methods,
-        *tiny.models,
-        "--mapping",
-        tiny.mapping,
-        "--out",
-        file,
-    ]
-    report = load_example().main([str(argument) for argument in arguments])
-    assert json.loads(file.read_text()) == report
+    files = ["--text", tiny.text, "--mapping", tiny.mapping, "--out", file]
+    return [str(word) for word in (*files, *sizes, *methods, *tiny.models)]
+
+
+def test_lossless_equals_dense_and_reads_are_counted(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    file = tmp_path / "reads.json"
+    report = load_example().main(words(tiny, file))
+    assert json.loads(file.read_text()) == report and report["complete"] is True
     dense, *lossless = report["results"]
     assert [(row["method"], row["draft"]) for row in report["results"]] == [
         ("dense", True),
@@ -56,6 +51,26 @@ def test_lossless_equals_dense_and_reads_are_counted(tiny: SimpleNamespace, tmp_
         for prompt in row["prompts"]:
             assert prompt["dense_reads_per_token"] == prompt["dense_passes"] / 15
             assert prompt["first_difference"] is None
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interruption_keeps_the_methods_that_are_done(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    example, file, done = load_example(), tmp_path / "reads.json", []
+
+    def run(pair, prompts, options, reference):
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append({"method": options["method"]})
+        return done[-1], [[1]] * len(prompts)
+
+    monkeypatch.setattr(example, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        example.main(words(tiny, file))
+    report = json.loads(file.read_text())
+    assert report["results"] == done and len(done) == after
+    assert report["complete"] is False
 
 
 def test_a_token_that_is_not_the_dense_choice_has_a_gap(tiny: SimpleNamespace) -> None:

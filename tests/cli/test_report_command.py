@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 
 import pytest
-from command import run
+from command import document, run
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fidelity_8192_methods_h200.json"
@@ -47,6 +49,20 @@ def test_a_page_of_published_results(tmp_path: Path) -> None:
     markdown = out.with_suffix(".md").read_text(encoding="utf-8")
     assert "| twilight base=specattn p=0.95 |" in markdown.replace("**", "")
     assert "<svg" in page and "<svg" not in markdown
+
+
+def test_the_document_has_the_figures_of_each_method(tmp_path: Path) -> None:
+    given = json.loads(RESULT.read_text(encoding="utf-8"))
+    found = document(run("report", RESULT, "--out", tmp_path / "page.html", "--json"))
+    assert found["page"] == str(tmp_path / "page.html") and found["tasks"] == []
+    assert found["sources"][0]["kind"] == "fidelity" and "H200" in found["sources"][0]["environment"]
+    (evaluation,) = found["evaluations"]
+    assert {name: evaluation[name] for name in ("pair", "context", "rows", "gamma", "documents")} == {
+        name: given[name] for name in ("pair", "context", "rows", "gamma", "documents")
+    }
+    rows = [row["kl"] for row in given["results"] if row["method"] == "dense"]
+    assert evaluation["methods"]["dense"]["kl"] == pytest.approx(fmean(rows))
+    assert evaluation["complete"] is True and "dense" in evaluation["intervals"]
 
 
 def test_names_of_files_cannot_bring_markup_in(tmp_path: Path) -> None:

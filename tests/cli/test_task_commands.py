@@ -87,6 +87,64 @@ def test_ctrl_c_keeps_the_answers(ask, tmp_path: Path, monkeypatch: pytest.Monke
             assert resumed["methods"][method][name] == figures[name]
 
 
+def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
+    """Raise when so many answers are written."""
+    append, calls = RunFolder.append, []
+
+    def stopped(self, method, answer):
+        append(self, method, answer)
+        calls.append(answer.id)
+        if len(calls) == count:
+            raise error
+
+    monkeypatch.setattr(RunFolder, "append", stopped)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("lost"), 1)])
+def test_a_run_that_is_cut_short_has_a_document_too(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    stop_after(monkeypatch, 1, error)
+    result = ask("passkey", *PASSKEY, "--json")
+    assert result.exit_code == code
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["run"] == str(tmp_path / "run") and report["complete"] is False
+    kept = len(RunFolder(tmp_path / "run").answers("dense"))
+    assert [figures["samples"] for figures in report["methods"].values()] == [kept, 0] and kept >= 1
+    assert "streaming:budget=0.3" in result.stderr
+
+
+def test_a_run_that_was_killed_is_summed_up_without_weights(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = document(ask("passkey", *PASSKEY, "--json", folder="whole"))
+    assert whole["complete"] is True and whole["asked"] == 4
+    write = RunFolder.write_summary
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        # What is written after the beginning is what a killed process does not write.
+        patch.setattr(
+            RunFolder,
+            "write_summary",
+            lambda self, summary: (self.path / "summary.json").exists() or write(self, summary),
+        )
+        assert ask("passkey", *PASSKEY).exit_code == 130
+
+    def load(self, device):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("specattn.pairs.load.FoundPair.load", load)
+    page = tmp_path / "page.html"
+    report = document(run("report", tmp_path / "whole", tmp_path / "run", "--out", page, "--json"))
+    assert report["page"] == str(page) and page.exists()
+    assert [source["kind"] for source in report["sources"]] == ["task passkey"] * 2
+    found, killed = report["tasks"]
+    assert found == whole
+    kept = len(RunFolder(tmp_path / "run").answers("dense"))
+    assert kept >= 3 and killed["complete"] is False and killed["config"] == whole["config"]
+    assert [figures["samples"] for figures in killed["methods"].values()] == [kept, 0]
+
+
 def test_without_a_folder_the_same_command_finds_its_run(
     tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

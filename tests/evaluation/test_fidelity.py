@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from masked_model import (
 from tiny import MODEL_TYPES, tiny_mapping, tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
-from specattn.errors import UsageError
+from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
 from specattn.evaluation.fidelity import FidelityResult, evaluate
 from specattn.generation import generate
@@ -283,6 +284,54 @@ def test_documents_in_a_batch_give_what_each_gives_alone(model_type):
         expected = order[result.document, result.method]
         for name in ("kl", "perplexity", "attention_mass", "kv_read_fraction", "draft_read_fraction"):
             assert getattr(result, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-9)
+
+
+def test_the_reference_is_held_once(monkeypatch):
+    from specattn.evaluation import fidelity
+
+    monkeypatch.setattr(fidelity, "REFERENCE_ROWS", 8)
+    logits, session = fidelity._Session._logits, []
+    chunks, alive = [], []
+
+    def observed(self, target, step, start, count):
+        result = logits(self, target, step, start, count)
+        if count == fidelity.REFERENCE_ROWS:
+            alive.append(sum(chunk() is not None for chunk in chunks))
+            chunks.append(weakref.ref(result))
+            session[:] = [self]
+        return result
+
+    monkeypatch.setattr(fidelity._Session, "_logits", observed)
+    places = []
+    for _ in evaluate(
+        tiny_pair("llama"),
+        [document(name, seed) for seed, name in enumerate("abc")],
+        [parse_method("streaming")],
+        context=CONTEXT,
+        rows=ROWS,
+        batch=2,
+    ):
+        places.append(session[0].reference.data_ptr())
+    assert len(alive) == 2 * (ROWS // 8) and max(alive) <= 1, "a chunk goes when it is in its place"
+    assert len(set(places)) == 1, "the next batch writes to the same tensor"
+
+
+@pytest.mark.parametrize(
+    ("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")]
+)
+@pytest.mark.parametrize("place", ["__init__", "read", "run"])
+def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
+    from specattn.evaluation import fidelity
+
+    def full(self, *arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has\nmore to say")
+
+    monkeypatch.setattr(fidelity._Session, place, full)
+    with pytest.raises(CacheFullError) as caught:
+        run(tiny_pair("llama"), ["streaming"], [document("a"), document("b")], batch=batch)
+    message = str(caught.value)
+    assert f"batch={batch}, context={CONTEXT} and rows={ROWS}: CUDA out of memory. Tried to" in message
+    assert "allocate 2.50 GiB. Evaluate" in message and remedy in message and "--rows" in message
 
 
 def test_between_results_the_models_are_as_they_were():

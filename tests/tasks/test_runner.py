@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 from typing import Any
 
 import pytest
@@ -67,6 +71,14 @@ def test_answers_are_those_of_generate(tmp_path: Path) -> None:
             assert line["score"] == Copy().score(sample, result.text)
             assert line["accepted_per_round"] == result.accepted_per_round
             assert line["metadata"] == sample.metadata and line["references"] == list(sample.references)
+
+
+def test_figures_do_not_depend_on_the_order_of_the_lines(tmp_path: Path) -> None:
+    from specattn.evaluation.tasks.summary import summarise
+
+    run(tmp_path)
+    answers = list(RunFolder(tmp_path).answers(METHODS[0].spec()).values())
+    assert summarise(answers[::-1]) == summarise(answers)
 
 
 def test_every_round_is_the_methods_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,21 +146,22 @@ def test_an_interval_of_differences_is_narrower_than_those_of_the_scores(tmp_pat
 class Interrupted(Copy):
     """Raises when so many answers were scored."""
 
-    error: BaseException = KeyboardInterrupt()
-    after = 0
+    error: BaseException
+    after: int
+    number: Iterator[int]
 
     def score(self, sample: Sample, output: str) -> float:
-        type(self).after -= 1
-        if type(self).after < 0:
+        if next(self.number) >= self.after:
             raise self.error
         return super().score(sample, output)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no score")])
 @pytest.mark.parametrize("after", [0, 1, 4, 9])
-def test_an_interrupted_run_goes_on(tmp_path: Path, after: int) -> None:
+def test_an_interrupted_run_goes_on(tmp_path: Path, after: int, error: BaseException) -> None:
     whole = run(tmp_path / "whole")
-    Interrupted.after = after
-    with pytest.raises(KeyboardInterrupt):
+    Interrupted.after, Interrupted.error, Interrupted.number = after, error, itertools.count()
+    with pytest.raises(type(error)):
         run(tmp_path / "run", Interrupted())
     partial = json.loads((tmp_path / "run" / "summary.json").read_text())["methods"]
     assert sum(figures["samples"] for figures in partial.values()) == after
@@ -162,6 +175,90 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, after: int) -> None:
         assert len(lines(tmp_path / "run", method)) == 6
     environments = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(environments) == 1 and environments[0]["dtype"] == "float32"
+
+
+class Waiting(Copy):
+    """Scores nothing before it is told to."""
+
+    told: Event
+
+    def score(self, sample: Sample, output: str) -> float:
+        assert self.told.wait(20), "the engine waits for a score"
+        return super().score(sample, output)
+
+
+def results_then(monkeypatch: pytest.MonkeyPatch, count: int, then: Callable[[], None]) -> None:
+    """Call ``then`` when the engine has given so many results."""
+    stream = Engine.stream
+
+    def watched(self: Engine) -> Iterator[Any]:
+        results = 0
+        for update in stream(self):
+            yield update
+            results += update.result is not None
+            if results == count:
+                then()
+                results += 1
+
+    monkeypatch.setattr(Engine, "stream", watched)
+
+
+def test_scores_do_not_hold_up_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Waiting.told = Event()
+    results_then(monkeypatch, 6, Waiting.told.set)
+    summary = run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert summary["methods"][METHODS[0].spec()]["samples"] == 6
+
+
+def interrupt() -> None:
+    Waiting.told.set()
+    raise KeyboardInterrupt
+
+
+def test_pending_scores_are_finished_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Waiting.told = Event()
+    results_then(monkeypatch, 3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert len(lines(tmp_path)) == 3
+
+
+def test_an_interruption_while_the_last_scores_are_waited_for_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Waiting.told, waited = Event(), []
+
+    def interrupted(pending: Any, **options: Any) -> Any:
+        waited.append(len(pending))
+        if len(waited) == 1:
+            interrupt()
+        return wait(pending, **options)
+
+    monkeypatch.setattr("specattn.evaluation.tasks.scoring.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Waiting(), methods=METHODS[:1])
+    assert waited[0] == len(lines(tmp_path)) == 6
+
+
+def test_answers_whose_scores_nobody_waited_for_are_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", methods=METHODS[:1])
+    Waiting.told = Event()
+
+    def impatient(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specattn.evaluation.tasks.scoring.wait", impatient)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", Waiting(), methods=METHODS[:1])
+    Waiting.told.set()
+    assert RunFolder(tmp_path / "run").answers(METHODS[0].spec()) == {}
+    assert without_times(run(tmp_path / "run", methods=METHODS[:1])) == without_times(whole)
+    assert len(lines(tmp_path / "run")) == 6
 
 
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path: Path) -> None:
@@ -232,6 +329,68 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"kind": "cake"}')
     with pytest.raises(UsageError, match="holds no run"):
         RunFolder.read(tmp_path)
+
+
+def test_a_run_that_another_process_is_beginning_is_the_same_run(tmp_path: Path) -> None:
+    from specattn import files
+
+    config = {"task": "copy"}
+    with files._written_beside(tmp_path / "config.json", b"{", "the config"):
+        RunFolder.open(tmp_path, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("other", [{"task": "copy"}, {"task": "echo"}])
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_two_processes_makes_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any], links: bool
+) -> None:
+    link = os.link
+
+    def overtaken(source: Path, target: Path) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", link)
+            RunFolder.open(tmp_path, other).add_environment({"gpu": "theirs"})
+        if not links:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    if other == {"task": "copy"}:
+        assert RunFolder.open(tmp_path, {"task": "copy"}).environments() == [{"gpu": "theirs"}]
+    else:
+        with pytest.raises(UsageError, match="was begun with task='echo', not 'copy'"):
+            RunFolder.open(tmp_path, {"task": "copy"})
+    assert RunFolder.read(tmp_path).config()["task"] == other["task"]
+
+
+def test_many_begin_one_run_at_once(tmp_path: Path) -> None:
+    from threading import Barrier
+
+    for number in range(20):
+        barrier = Barrier(8)
+
+        def begin(path: Path, barrier: Barrier) -> None:
+            barrier.wait()
+            RunFolder.open(path, {"task": "copy"}).write_summary({})
+
+        with ThreadPoolExecutor(8) as pool:
+            begun = [pool.submit(begin, tmp_path / str(number), barrier) for _ in range(8)]
+        assert [future.exception() for future in begun] == [None] * 8
+        assert sorted(path.name for path in (tmp_path / str(number)).iterdir()) == [
+            "config.json",
+            "summary.json",
+        ]
+
+
+def test_a_folder_that_links_cannot_be_made_in_holds_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert RunFolder.open(tmp_path, {"task": "copy"}).config()["task"] == "copy"
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

@@ -315,17 +315,19 @@ def _report(
     from specattn.environment import environment
     from specattn.evaluation.summary import intervals
 
+    asked, found = [path.stem for path in protocol.texts], {result.document for result in results}
     return {
         "pair": pair.name,
         "context": protocol.context,
         "rows": protocol.rows,
         "gamma": protocol.gamma,
-        "documents": [path.stem for path in protocol.texts],
+        "documents": [name for name in asked if name in found],
         "results": [_row(result, view, breakdown) for result in results],
         "intervals": {
             name: {view.interval: ends[view.interval]} for name, ends in intervals(results).items()
         },
         "complete": complete,
+        "without_results": [name for name in asked if name not in found],
         "environment": environment(pair.device, pair.dtype),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +27,7 @@ from specattn.attention import (
     attached,
 )
 from specattn.draft_attention import DraftAttention
-from specattn.errors import UsageError
+from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.attention_mass import AttentionMass, Breakdown
 from specattn.evaluation.documents import Document
 from specattn.evaluation.evicted_mass import EvictedMass
@@ -127,7 +128,7 @@ def evaluate(
 
     Raises:
         UsageError: if the figures do not fit each other or the models, before any work.
-        CacheFullError: if the documents of a batch do not fit in memory.
+        CacheFullError: if a batch of documents does not fit in memory, or what is worked out from it.
     """
     check_protocol(pair, context, rows, gamma)
     if not documents:
@@ -145,15 +146,18 @@ def evaluate(
     prefill = resolve_prefill(prefill, pair.target.config)
     for method in methods:
         check_prefill(method, prefill)
-    session = _Session(pair, context, rows, gamma, min(batch, len(documents)), prefill, stores, progress)
-    if any(Need.SCORES in method.needs for method in methods):
-        session.scores = TargetScores.of(session.target)
+    batch = min(batch, len(documents))
+    fitting = partial(_fitting, pair.device, context, rows, batch)
+    with fitting():
+        session = _Session(pair, context, rows, gamma, batch, prefill, stores, progress)
+        if any(Need.SCORES in method.needs for method in methods):
+            session.scores = TargetScores.of(session.target)
     session.observer = observer
     for first in range(0, len(documents), batch):
-        with attached(*pair.models), torch.inference_mode():
+        with fitting(), attached(*pair.models), torch.inference_mode():
             session.read(documents[first : first + batch])
         for method, found in zip(methods, mappings, strict=True):
-            with attached(*pair.models), torch.inference_mode():
+            with fitting(), attached(*pair.models), torch.inference_mode():
                 results = session.run(method, found)
             # Outside the block: the caller finds the models as they were.
             yield from results
@@ -174,6 +178,21 @@ def check_protocol(pair: Pair | FoundPair, context: int, rows: int, gamma: int) 
             f"context={context:,} is beyond the models' limit of {pair.context_limit:,}; "
             "use a shorter context, or load them with yarn"
         )
+
+
+@contextmanager
+def _fitting(device: torch.device, context: int, rows: int, batch: int) -> Iterator[None]:
+    """Say what needs less where memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # What failed and how much it asked for; torch goes on with its allocator's options.
+        reason = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]).rstrip(".")
+        fewer = "fewer documents at once (--batch), " if batch > 1 else ""
+        raise CacheFullError(
+            f"{device} has not enough memory for batch={batch}, context={context:,} and rows={rows:,}: "
+            f"{reason}. Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
+        ) from error
 
 
 class _Session:
@@ -199,6 +218,9 @@ class _Session:
         self.draft = self._runner(pair.draft) if pair.draft is not None else None
         self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
         self.scores: TargetScores | None = None
+        self.reference: Tensor | None = (
+            None  # dense logits [batch, rows, vocab]; every batch writes to the same
+        )
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""
@@ -220,15 +242,19 @@ class _Session:
             if self.draft is not None:
                 report = partial(self.progress, f"{name}: draft prefill")
                 self.draft.prefill(slot, document[: self.prefix], progress=report)
-        parts = []
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
             step = self._step(self.target, start, count, DenseAttend())
-            parts.append(self._logits(self.target, step, start, count))
+            self._keep(self._logits(self.target, step, start, count), start - self.prefix)
             self.progress(f"{self._label}: dense reference", count)
-        self.reference = torch.cat(parts, dim=1)
         self._rewind(self.prefix)
         self._prefill_again(tokens)
+
+    def _keep(self, logits: Tensor, first: int) -> None:
+        """Write the reference's rows from ``first`` on to their place: they are too large to be held twice."""
+        if self.reference is None:
+            self.reference = logits.new_empty(self.batch, self.rows, logits.shape[-1])
+        self.reference[: len(logits), first : first + logits.shape[1]] = logits
 
     def _prefill_again(self, documents: Sequence[Sequence[int]]) -> None:
         """Let the target read the prefixes as the methods will find them; the reference has been taken."""
@@ -344,12 +370,13 @@ class _Session:
 
     def _compare(self, start: int, logits: Tensor) -> Tensor:
         """Sums over the rows of each document: KL, total variation, agreement, both negative log likelihoods."""
+        assert self.reference is not None, "the documents were read"
         first, count = start - self.prefix, logits.shape[1]
         following = self.tokens[:, start + 1 : start + count + 1]
         figures = [
             _figures(dense, sparse, after)
             for dense, sparse, after in zip(
-                self.reference[:, first : first + count], logits, following, strict=True
+                self.reference[: len(logits), first : first + count], logits, following, strict=True
             )
         ]
         return torch.stack(figures)

@@ -29,16 +29,23 @@ class TaskRun:
     """What a task run's folder holds.
 
     Attributes:
+        path: the folder.
         config: what the answers depend on.
         environments: where it ran.
-        methods: the figures of each method.
+        summary: what its command prints, with the figures of each method.
         answers: those of each method.
     """
 
+    path: Path
     config: Document
     environments: Sequence[Document]
-    methods: Mapping[str, Document]
+    summary: Document
     answers: Mapping[str, Sequence[Answer]]
+
+    @property
+    def methods(self) -> Mapping[str, Document]:
+        """The figures of each method."""
+        return dict(self.summary["methods"])
 
     @property
     def metric(self) -> str:
@@ -91,16 +98,17 @@ def _add_mapping(runs: Runs, path: Path) -> None:
 
 def _add_task(runs: Runs, path: Path) -> None:
     from specattn.evaluation.tasks.run_folder import RunFolder
+    from specattn.evaluation.tasks.summary import current_summary
 
     folder = RunFolder.read(path)
     try:
-        methods = folder.summary()["methods"]
-        answers = {method: list(folder.answers(method).values()) for method in methods}
+        summary = current_summary(folder)
+        answers = {method: list(folder.answers(method).values()) for method in summary["methods"]}
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the run {path} is damaged ({error}); leave it out, or run anew") from None
-    run = TaskRun(folder.config(), folder.environments(), methods, answers)
+    run = TaskRun(path, folder.config(), folder.environments(), summary, answers)
     runs.tasks.append(run)
     where = "; ".join(machine(environment) for environment in run.environments)
     runs.sources.append((path.name, f"task {run.config['task']}", where))

@@ -13,6 +13,7 @@ from specattn.cli.output import console, print_json
 from specattn.cli.progress import Bars
 from specattn.cli.tasks.options import RunOptions
 from specattn.cli.tasks.tables import show
+from specattn.errors import UsageError
 
 if TYPE_CHECKING:
     from specattn.evaluation.tasks.base import Task
@@ -27,7 +28,7 @@ def execute(task: Task, options: RunOptions) -> RunFolder:
     """
     from specattn.evaluation.tasks.questions import questions
     from specattn.evaluation.tasks.run_folder import RunFolder
-    from specattn.evaluation.tasks.runner import configuration, run_task
+    from specattn.evaluation.tasks.runner import configuration, run_task, summary_of
     from specattn.lossless import check_lossless
     from specattn.mapping.resolve import resolve_mapping
     from specattn.prefill.registry import parse_prefill
@@ -51,24 +52,47 @@ def execute(task: Task, options: RunOptions) -> RunFolder:
         f"{len(asked.asked)} samples, {len(asked.left_out)} left out; run {folder.path}", style="dim"
     )
     pair, _ = options.models.load(found)
-    with Bars(lambda method: len(asked.asked)) as bars:
-        summary = run_task(
-            pair,
-            task,
-            asked,
-            methods,
-            folder,
-            mapping=mapping,
-            batch=options.batch,
-            progress=bars,
-            **engine,
-        )
-    show(summary)
-    if options.json:
-        print_json(
-            {"run": str(folder.path), "config": config, **summary, "environments": folder.environments()}
-        )
+    failure: BaseException | None = None
+    try:
+        with Bars(lambda method: len(asked.asked)) as bars:
+            run_task(
+                pair,
+                task,
+                asked,
+                methods,
+                folder,
+                mapping=mapping,
+                batch=options.batch,
+                progress=bars,
+                **engine,
+            )
+    except (Exception, KeyboardInterrupt) as error:
+        failure = error
+    _report(folder, config, summary_of(folder, task, asked, methods), failure, json=options.json)
+    if failure is not None:
+        raise failure
     return folder
+
+
+def _report(
+    folder: RunFolder,
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    failure: BaseException | None,
+    *,
+    json: bool,
+) -> None:
+    """Show the figures, and after a failure those that there are."""
+    figures = list(summary["methods"].values())
+    answered = any(each["samples"] for each in figures)
+    if isinstance(failure, UsageError) and not answered:
+        return  # refused before any work
+    if answered or failure is None:
+        show(summary)
+    if json:
+        complete = all(each["complete"] for each in figures)
+        where = {"run": str(folder.path), "environments": folder.environments()}
+        print_json({**where, "config": config, **summary, "complete": complete})
 
 
 def _default_folder(config: dict[str, Any]) -> Path:

@@ -68,5 +68,5 @@ class Task(Member):
         raise NotImplementedError
 
     def score(self, sample: Sample, output: str) -> float:
-        """How good an output is, from 0 to 1."""
+        """How good an output is, from 0 to 1. Several threads score at once."""
         raise NotImplementedError

@@ -4,7 +4,7 @@
 ``config.json``          what the answers depend on; a run goes on only with the same
 ``environment.json``     a list of the environments that it ran in, mostly one
 ``samples-METHOD.jsonl`` an answer a line, appended and flushed as each ends
-``summary.json``         the figures of every method, written anew at each end
+``summary.json``         the figures of every method, written anew at each beginning and end
 =======================  =======================================================================================
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from specattn.errors import SpecAttnError, UsageError
-from specattn.files import write_file
+from specattn.files import is_temporary, write_file, write_new
 
 KIND, VERSION = "specattn run", 1
 
@@ -63,19 +63,19 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path | str, config: dict[str, Any]) -> RunFolder:
-        """A new run, or one that goes on.
+        """A new run, or one that goes on. Of processes that begin the same run at once, one makes it.
 
         Raises:
             UsageError: if the folder holds a run with another configuration or something else, or cannot be written.
         """
         folder = cls(Path(path))
         config = json.loads(json.dumps({"kind": KIND, "version": VERSION, **config}, default=str))
-        if folder._config.exists():
+        # Files first: what another process that begins the run now adds comes after its config.json.
+        holds_files = folder.path.is_dir() and not all(map(is_temporary, folder.path.iterdir()))
+        if holds_files and not folder._config.exists():
+            raise UsageError(f"--run {path} holds files but no run; choose a new folder")
+        if holds_files or not write_new(folder._config, _encode(config), "the run's config"):
             _check_same(folder.path, folder.config(), config)
-        else:
-            if folder.path.is_dir() and any(folder.path.iterdir()):
-                raise UsageError(f"--run {path} holds files but no run; choose a new folder")
-            folder._write(folder._config, config)
         return folder
 
     @classmethod
@@ -171,7 +171,11 @@ class RunFolder:
             raise UsageError(f"cannot read {path}: {reason}; check the path") from None
 
     def _write(self, path: Path, content: Any) -> None:
-        write_file(path, (json.dumps(content, indent=2) + "\n").encode(), "the run's " + path.stem)
+        write_file(path, _encode(content), "the run's " + path.stem)
+
+
+def _encode(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _drop_partial_line(path: Path, size: int) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from specattn.engine import Engine
 from specattn.environment import environment
 from specattn.errors import SpecAttnError
 from specattn.evaluation.tasks.base import Sample, Task
-from specattn.evaluation.tasks.paired import paired
 from specattn.evaluation.tasks.questions import Question, Questions
 from specattn.evaluation.tasks.run_folder import Answer, RunFolder
-from specattn.evaluation.tasks.summary import summarise
+from specattn.evaluation.tasks.scoring import Scoring
+from specattn.evaluation.tasks.summary import beside_dense, summarise
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import FoundPair, Pair
 from specattn.prefill.base import PrefillMethod
@@ -26,7 +27,6 @@ from specattn.request import GenerationResult
 from specattn.selection.base import Method
 from specattn.selection.checks import check_at_least
 
-DENSE = "dense"
 Progress = Callable[[str, int], None]
 """Called with a method's text and how many of its answers are new."""
 
@@ -72,13 +72,15 @@ def run_task(
 ) -> dict[str, Any]:
     """Ask all questions that have no answer in ``folder`` yet, with each method; then write the summary.
 
+    Answers are scored by other threads while the next ones are generated, and written as they are scored.
+
     Args:
         folder: opened with :func:`configuration`.
         batch: questions that are answered at once.
         engine: as for :func:`configuration`.
 
     Returns:
-        The summary: ``config``, and ``methods``, the figures of each by its text.
+        The summary, as :func:`summary_of`.
 
     Raises:
         UsageError: as :class:`~specattn.engine.Engine` does.
@@ -88,6 +90,8 @@ def run_task(
     check_at_least(task.name, "batch", batch, 1)
     folder.add_environment(environment(pair.device, pair.dtype))
     report = progress or (lambda what, count: None)
+    # Also at the beginning: a run that is killed then says what its answers are part of.
+    folder.write_summary(summary_of(folder, task, questions, methods))
     try:
         for method in methods:
             _answer(pair, task, questions, method, folder, batch, report, mapping=mapping, **engine)
@@ -107,22 +111,23 @@ def summary_of(
     """The figures of all methods in ``folder``: these, and those of an earlier summary.
 
     Where dense answers are there too, ``against_dense`` compares the others with them, sample by sample.
+
+    Returns:
+        ``task`` and its ``metric``; ``asked``, the number of samples; ``methods``, the figures of each by its text.
     """
     path = folder.path / "summary.json"
     known = list(folder.summary()["methods"]) if path.exists() else []
-    figures = {}
-    found = {
+    answers = {
         method: folder.answers(method)
         for method in dict.fromkeys([*known, *(method.spec() for method in methods)])
     }
-    for method, answers in found.items():
-        figures[method] = {
-            **summarise(answers.values(), questions.left_out),
-            "complete": len(answers) == len(questions.asked),
-        }
-        if method != DENSE and DENSE in found:
-            figures[method]["against_dense"] = paired(answers, found[DENSE])
-    return {"task": task.name, "metric": task.metric, "methods": figures}
+    asked = len(questions.asked)
+    figures = {
+        method: {**summarise(found.values(), questions.left_out), "complete": len(found) == asked}
+        for method, found in answers.items()
+    }
+    described = {"task": task.name, "metric": task.metric, "asked": asked}
+    return {**described, "methods": beside_dense(figures, answers)}
 
 
 def _answer(
@@ -145,12 +150,18 @@ def _answer(
     rooms = sorted((question.room for question in waiting), reverse=True)
     # No fallback: a round that reads everything would say nothing of the method.
     sizes: dict[str, Any] = {"max_batch": batch, "max_tokens": sum(rooms[:batch]), "max_length": rooms[0]}
-    with Engine(pair, method=method, fallback=False, **sizes, **engine) as server:
+
+    def keep(answer: Answer) -> None:
+        folder.append(name, answer)
+        report(name, 1)
+
+    # The engine ends first, and with it what it holds; then the last scores are waited for.
+    with Scoring(keep) as scoring, Engine(pair, method=method, fallback=False, **sizes, **engine) as server:
         asked = {server.submit(question.request): question for question in waiting}
         for update in server.stream():
             if update.result is not None:
-                folder.append(name, _scored(task, asked[update.id], update.result))
-                report(name, 1)
+                scoring.submit(partial(_scored, task, asked[update.id], update.result))
+            scoring.collect()
 
 
 def _scored(task: Task, question: Question, result: GenerationResult) -> Answer:
