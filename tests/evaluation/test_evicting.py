@@ -99,7 +99,7 @@ def test_a_method_leaves_no_trace_for_the_next():
 def test_the_caches_are_left_as_they_were(method):
     pair = tiny_pair("llama")
     documents = [document("a", 1), document("b", 2)]
-    session = _Session(pair, CONTEXT, ROWS, GAMMA, 2, Dense(), (), None)
+    session = _Session(pair, CONTEXT, ROWS, GAMMA, 2, Dense(), [parse_method(method)], None)
 
     def contents() -> list[Tensor]:
         caches = [runner.cache for runner in session.runners]

@@ -225,6 +225,14 @@ def test_methods_with_stores_of_their_own_do_not_meet():
         assert first.kl > 0 and first.kv_read_fraction < 1
 
 
+def test_a_draft_scores_from_the_copy_of_its_keys_that_a_method_asks_for():
+    pair = tiny_pair("llama")
+    exact, short = "specattn:p=0.6:draft_p=0.9", "specattn:p=0.6:draft_p=0.9:draft_keys=int4"
+    together = run(pair, [exact, short, exact])
+    assert together[0].kl == together[2].kl != together[1].kl
+    assert together[1].kl == run(pair, [short])[0].kl
+
+
 @pytest.mark.parametrize("name", ["oracle", "specattn", "specattn-paper", "twilight"])
 def test_more_mass_is_more_read_and_less_divergence(name):
     less, more = run(tiny_pair("llama", layers=4), [f"{name}:p=0.5", f"{name}:p=0.9"])

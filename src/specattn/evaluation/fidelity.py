@@ -142,14 +142,13 @@ def evaluate(
             )
     resolved = [resolve_mapping(pair, method, mapping) for method in methods]
     mappings = [None if found is None else found.to(pair.device) for found in resolved]
-    stores = tuple(dict.fromkeys(spec for method in methods for spec in method.stores))
     prefill = resolve_prefill(prefill, pair.target.config)
     for method in methods:
         check_prefill(method, prefill)
     batch = min(batch, len(documents))
     fitting = partial(_fitting, pair.device, context, rows, batch)
     with fitting():
-        session = _Session(pair, context, rows, gamma, batch, prefill, stores, progress)
+        session = _Session(pair, context, rows, gamma, batch, prefill, methods, progress)
         if any(Need.SCORES in method.needs for method in methods):
             session.scores = TargetScores.of(session.target)
     session.observer = observer
@@ -196,7 +195,11 @@ def _fitting(device: torch.device, context: int, rows: int, batch: int) -> Itera
 
 
 class _Session:
-    """The models with a batch of documents in their caches; all of them stand at the same position."""
+    """The models with a batch of documents in their caches; all of them stand at the same position.
+
+    The target's cache has the side stores of all methods. Each kind of side stores of the draft has a cache of its own:
+    a draft makes its scores from what is beside its cache.
+    """
 
     def __init__(
         self,
@@ -206,7 +209,7 @@ class _Session:
         gamma: int,
         batch: int,
         prefill: PrefillMethod,
-        stores: Sequence[StoreSpec],
+        methods: Sequence[Method],
         progress: Progress | None,
     ) -> None:
         self.pair, self.context, self.rows, self.gamma = pair, context, rows, gamma
@@ -214,9 +217,13 @@ class _Session:
         self.progress = progress or (lambda what, count: None)
         self.observer: SelectionObserver | None = None
         self.batch = batch
-        self.target = self._runner(pair.target, stores)
-        self.draft = self._runner(pair.draft) if pair.draft is not None else None
-        self.runners = [self.target] + ([self.draft] if self.draft is not None else [])
+        stores = dict.fromkeys(spec for method in methods for spec in method.stores)
+        self.target = self._runner(pair.target, tuple(stores))
+        self.drafts: dict[tuple[StoreSpec, ...], ModelRunner] = {}
+        if pair.draft is not None:
+            kinds = dict.fromkeys(method.draft_stores for method in methods)
+            self.drafts = {kind: self._runner(pair.draft, kind) for kind in kinds}
+        self.runners = [self.target, *self.drafts.values()]
         self.scores: TargetScores | None = None
         self.reference: Tensor | None = (
             None  # dense logits [batch, rows, vocab]; every batch writes to the same
@@ -239,9 +246,9 @@ class _Session:
         self._rewind(0)
         for slot, (name, document) in enumerate(zip(self.names, tokens, strict=True)):
             self._read_prefix(slot, document, f"{name}: target prefill", None)
-            if self.draft is not None:
+            for draft in self.drafts.values():
                 report = partial(self.progress, f"{name}: draft prefill")
-                self.draft.prefill(slot, document[: self.prefix], progress=report)
+                draft.prefill(slot, document[: self.prefix], progress=report)
         for start in range(self.prefix, self.context, REFERENCE_ROWS):
             count = min(REFERENCE_ROWS, self.context - start)
             step = self._step(self.target, start, count, DenseAttend())
@@ -278,10 +285,9 @@ class _Session:
         """Decode the rows with ``method`` and compare; the caches are left as they were."""
         mass = AttentionMass()
         target = self._copy(method) if isinstance(method, Evicting) else self.target
-        speculator = Speculator(
-            target, self.draft, method, mapping, self.pair.vocab_size, self._observing(mass)
-        )
-        for runner in (target, *self.runners[1:]):
+        draft = self.drafts.get(method.draft_stores)
+        speculator = Speculator(target, draft, method, mapping, self.pair.vocab_size, self._observing(mass))
+        for runner in (target, *self.drafts.values()):
             for slot in self.slots:
                 runner.meter.reset(slot)
         if speculator.scores is not None and self.scores is not None:
@@ -297,7 +303,7 @@ class _Session:
             self.progress(f"{self._label}: {method.name}", count)
         self._rewind(self.prefix)
         rounds = torch.stack(sums, dim=1).cpu()  # [batch, rounds, figures]
-        meters = target.meter, self.draft.meter if self.draft else None
+        meters = target.meter, draft.meter if draft else None
         return [
             self._result(method, slot, rounds[slot], mass, read_fractions(*meters, slot))
             for slot in self.slots
@@ -355,13 +361,13 @@ class _Session:
 
         One more if the method wants every row.
         """
-        export = speculator.export([start] * len(self.slots), steps)
-        if export is None or self.draft is None:
+        export, draft = speculator.export([start] * len(self.slots), steps), speculator.draft
+        if export is None or draft is None:
             return None
         steps = export.rows
         attend = _StepwiseExport(export, 0, steps)
-        step = self._step(self.draft, start - 1, steps + 1, attend, metered=True)
-        self.draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)
+        step = self._step(draft, start - 1, steps + 1, attend, metered=True)
+        draft.forward(step, self.tokens[:, start - 1 : start + steps], 1)
         return export
 
     def _logits(self, target: ModelRunner, step: Step, start: int, count: int) -> Tensor:
