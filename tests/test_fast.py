@@ -91,6 +91,8 @@ def make(model_type: str, **options) -> Pair:
         "specattn:p=0.6:every_row=true",
         "specattn:p=0.4:tail=0.1:power=0.8:every_row=true",
         "specattn:rate=0.15:power=0.8:seed=2:every_row=true",
+        "specattn:p=0.4:dense_below=44",  # of the three requests one begins above it, and one comes to be
+        "specattn:p=0.4:dense_below=44:tail=0.1:map=global",
     ],
 )
 def test_greedy_rounds(model_type, method):
@@ -159,6 +161,7 @@ def test_batches_and_gammas_change_between_rounds():
         ("llama", "specattn:aggregate=union", "aggregate=mean only"),
         ("llama", "specattn:rate=0.2:aggregate=rms", "aggregate=mean only"),
         ("llama", "specattn:eps=0.1", "eps=0 only"),
+        ("llama", "specattn:rate=0.2:dense_below=100", "dense_below=0 only"),
         ("llama", "specattn:centroids=64", "centroids=0 only"),
         ("llama", "specattn:signals=both", "signals=draft only"),
     ],

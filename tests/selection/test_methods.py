@@ -54,6 +54,24 @@ def test_dense_has_no_sparse_layer_and_the_others_keep_the_first_two_dense():
         assert not get_method(name, dense_layers=0).is_dense(0)
 
 
+@pytest.mark.parametrize(
+    "options", ["p=0.5", "p=0.5:tail=0.1", "rate=0.1", "p=0.5:gqa=union", "p=0.5:map=layer"]
+)
+def test_short_contexts_are_read_whole_and_others_as_ever(options):
+    text = f"specattn:{options}:seed=2"
+    some, all_short = (select(parse_method(f"{text}:dense_below={least}"))[0] for least in (27, 45))
+    usual, _, _ = select(parse_method(text))
+    ends = [length + ROWS for length in LENGTHS]
+    for request, whole in enumerate([True, False, True]):  # of 26, 44 and 12 tokens
+        assert all_short.counts[request].tolist() == [ends[request]] * TARGET.kv_heads
+        for head in range(TARGET.kv_heads):
+            expected = set(range(ends[request])) if whole else listed(usual, request, head)
+            assert listed(some, request, head) == expected
+            if whole and some.log_weights is not None:
+                assert not some.log_weights[request, head, : ends[request]].any()
+    assert int(usual.counts.max()) < max(ends)
+
+
 def test_streaming_reads_its_sinks_and_its_window():
     selection, _, _ = select(get_method("streaming", budget=6, sink=2))
     for request, length in enumerate(LENGTHS):

@@ -34,6 +34,8 @@ def unsupported(method: Method, *, lossless: bool = False) -> str | None:
             return f"{method.name} has a fast path for {option}={value} only"
     if method.eps:
         return f"{method.name} has a fast path for eps=0 only"
+    if method.rate and method.dense_below:
+        return f"{method.name} has a fast path for dense_below=0 only, with a rate"
     return None
 
 
@@ -94,6 +96,8 @@ class Selector:
         # Without a step on the last proposal the draft has seen the last but one.
         seen = ends if self.method.every_row else ends - 1
         scores.mix(self.operations, self.weights, seen, self.mapped)
+        if self.method.dense_below:
+            self._keep_short_ones_whole(ends, seen)
         self._list(lengths, ends, self.method.window + rows)
         shape, weights = (self.geometry.layers, self.geometry.kv_heads), self.lists.log_weights
         return Selection(
@@ -101,6 +105,16 @@ class Selector:
             self.lists.counts.unflatten(1, shape),
             None if weights is None else weights.unflatten(1, shape),
         )
+
+    def _keep_short_ones_whole(self, ends: Tensor, seen: Tensor) -> None:
+        """Make all scores of short contexts infinite, of which lists leave nothing out.
+
+        No more of them than the next mixture writes over, whichever request it is of: of a long context's own tokens one
+        may be unseen, and must not be infinite.
+        """
+        position = torch.arange(self.mapped.shape[-1], device=ends.device)
+        short = (ends < self.method.dense_below)[:, None] & (position < seen[:, None])
+        self.mapped.masked_fill_(short[:, None], float("inf"))
 
     def _list(self, lengths: Tensor, ends: Tensor, recent: int) -> None:
         """Write ``lists``: what ``mapped`` says of the first ``ends`` tokens, the ``recent`` ones among them."""

@@ -46,6 +46,7 @@ class SpecAttn(Method):
         every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
             others speak for it.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
+        dense_below: contexts of fewer tokens, the round's own included, are read whole.
         granularity: ``token``, or ``page``: every page that holds a selected token.
         page: tokens a page.
         gqa: ``mean``: a mixture fitted to the group's mean; ``max`` and ``union``: one for every query head.
@@ -77,6 +78,7 @@ class SpecAttn(Method):
     every_row: bool = False
     sink: int = 4
     window: int = 16
+    dense_below: int = 0
     granularity: str = "token"
     page: int = 16
     gqa: str = "mean"
@@ -102,6 +104,7 @@ class SpecAttn(Method):
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "rms", "union"))
         check_forced(self.name, self.sink, self.window)
+        check_at_least(self.name, "dense_below", self.dense_below, 0)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
         check_choice(self.name, "gqa", self.gqa, POLICIES)
@@ -156,8 +159,7 @@ class SpecAttn(Method):
         else:
             mask = select_for_groups(weights, state.kv_heads, self.gqa, top_p)
         mask = mask.any(1)
-        if state.scores is not None:
-            mask = mask | (state.scores.everything[:, None] & _visible(state, mask.shape[-1]))[:, None, None]
+        mask = mask | (self._whole(state)[:, None] & _visible(state, mask.shape[-1]))[:, None, None]
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
         if self.eps:
@@ -177,9 +179,7 @@ class SpecAttn(Method):
         position = torch.arange(density.shape[-1], device=density.device)
         ends = state.lengths[:, None]
         forced = (position < self.sink) | (position >= ends - self.window - state.rows)
-        if state.scores is not None:
-            forced = forced | state.scores.everything[:, None]
-        forced = forced & _visible(state, density.shape[-1])
+        forced = (forced | self._whole(state)[:, None]) & _visible(state, density.shape[-1])
         return even_rate_lists(
             state,
             forced[:, None, None],
@@ -189,6 +189,11 @@ class SpecAttn(Method):
             power=self.power,
             seed=self.seed,
         )
+
+    def _whole(self, state: RoundState) -> Tensor:
+        """Whether each request is read whole, bool ``[batch]``: it is short, or a refresh is due."""
+        short = state.lengths < self.dense_below
+        return short if state.scores is None else short | state.scores.everything
 
     def _lists(self, state: LayerState) -> Selection:
         if isinstance(state.prepared, Residual):
