@@ -109,8 +109,8 @@ class Selector:
     def _keep_short_ones_whole(self, ends: Tensor, seen: Tensor) -> None:
         """Make all scores of short contexts infinite, of which lists leave nothing out.
 
-        No more of them than the next mixture writes over, whichever request it is of: of a long context's own tokens one
-        may be unseen, and must not be infinite.
+        No more of them than the next mixture writes over, whichever request it is of: of a long context's own tokens
+        one may be unseen, and must not be infinite.
         """
         position = torch.arange(self.mapped.shape[-1], device=ends.device)
         short = (ends < self.method.dense_below)[:, None] & (position < seen[:, None])
