@@ -21,8 +21,9 @@ import torch
 from specattn.benchmarks.shapes import SHAPES, Shape
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-PREFILL_STEP = 2048
-"""Prompt tokens that a step reads at least: how long the first request must last until the last has begun."""
+PREFILL_STEP = 16384
+"""Tokens of a step while prompts are read, half a million of them before the first step that counts. How many steps
+that takes is how long the first request must last until the last has begun."""
 
 
 def main() -> None:
@@ -74,6 +75,7 @@ def _engine(folder: str, length: int, batch: int) -> Any:
         dtype="bfloat16",
         max_model_len=length,
         max_num_seqs=batch,
+        max_num_batched_tokens=PREFILL_STEP,
         enable_prefix_caching=False,
         gpu_memory_utilization=0.92,
     )
