@@ -291,6 +291,39 @@ def test_a_failing_request_frees_its_pages_and_leaves_the_others_running(monkeyp
         assert results[ids[number]].tokens == transformers_greedy(pair, RAGGED[number], 12)
 
 
+def test_a_round_without_memory_names_what_needs_less(monkeypatch):
+    with Engine(tiny_pair("llama"), method="dense", max_batch=2, max_tokens=200) as engine:
+        for _ in range(2):
+            engine.submit(Request(PROMPT, max_new_tokens=20))
+
+        def launch(*_: object) -> None:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmore to say"
+            )
+
+        monkeypatch.setattr(engine._rounds, "launch", launch)
+        wanted = r"2 requests of up to 4\d tokens: CUDA out of memory. Tried to allocate 2 GiB. Serve fewer"
+        with pytest.raises(CacheFullError, match=wanted):
+            list(engine.stream())
+
+
+def test_a_prompt_without_memory_leaves_the_others_running(monkeypatch):
+    with Engine(tiny_pair("llama"), method="dense", max_batch=2, max_tokens=200) as engine:
+        prefill = engine._prefill
+
+        def first_fails(active):
+            monkeypatch.setattr(engine, "_prefill", prefill)
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmore to say"
+            )
+
+        monkeypatch.setattr(engine, "_prefill", first_fails)
+        ids = [engine.submit(Request(PROMPT, 5, ignore_eos=True)) for _ in range(2)]
+        results = {update.id: update.result for update in engine.stream() if update.result}
+    assert results[ids[0]].error == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert len(results[ids[1]].tokens) == 5 and results[ids[1]].error is None
+
+
 def test_a_cancelled_request_keeps_what_it_produced():
     pair = tiny_pair("llama")
     with Engine(pair, method="dense", max_tokens=200) as engine:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -31,6 +31,7 @@ from specattn.ledger import CycleLedger
 from specattn.lossless import LosslessSpeculator, check_lossless
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
+from specattn.memory import shortage
 from specattn.pairs import Pair
 from specattn.path import choose_path
 from specattn.plan import Plan, candidates
@@ -197,6 +198,9 @@ class Engine:
         """Admit what fits, run one round for all active requests, and report what is new.
 
         On the fast path the news are those of the round before.
+
+        Raises:
+            CacheFullError: the device has too little memory for a round.
         """
         updates = self._admit()
         if self._active:
@@ -220,7 +224,8 @@ class Engine:
                 self._prefill(active)
             except (SpecAttnError, RuntimeError) as error:
                 active.finish_reason = "error"
-                updates.append(Update(id, [], "", self._finish(id, error=str(error))))
+                reason = shortage(error) if isinstance(error, torch.OutOfMemoryError) else str(error)
+                updates.append(Update(id, [], "", self._finish(id, error=reason)))
                 continue
             self._rounds.enter(active)
             updates.append(self._update(id, 0))
@@ -274,10 +279,23 @@ class Engine:
         plan = self.policy.choose(size_of(requests)) if requests else None
         if plan and self._must_know(requests, plan):
             updates, requests = self._drain(), self._going_on()
-        flight = self._launch(requests, plan) if plan and requests else None
+        with self._fitting(requests):
+            flight = self._launch(requests, plan) if plan and requests else None
         if self._rounds.ahead:
             flight, self._flight = self._flight, flight
         return updates + self._settle(flight)
+
+    @contextmanager
+    def _fitting(self, requests: dict[int, ActiveRequest]) -> Iterator[None]:
+        """Say what needs less where a round of ``requests`` runs out of memory."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            longest = max(active.length for active in requests.values())
+            raise CacheFullError(
+                f"{self.pair.device} has not enough memory for a round of {len(requests)} requests of up to "
+                f"{longest:,} tokens: {shortage(error)}. Serve fewer at once (max_batch, --batch), or shorter ones"
+            ) from error
 
     def _going_on(self) -> dict[int, ActiveRequest]:
         """The requests of the next round: all but those that the round in flight will end, as it has a token."""

@@ -26,6 +26,11 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def shortage(error: torch.OutOfMemoryError) -> str:
+    """What an allocation failed with and how much it asked for; torch goes on with its allocator's options."""
+    return ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]).rstrip(".")
+
+
 def human_bytes(count: float) -> str:
     """A byte count as people write it: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB"):

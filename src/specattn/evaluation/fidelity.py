@@ -34,6 +34,7 @@ from specattn.evaluation.evicted_mass import EvictedMass
 from specattn.eviction import Eviction
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
+from specattn.memory import shortage
 from specattn.pairs import FoundPair, Pair
 from specattn.prefill.base import PrefillMethod
 from specattn.prefill.dense import Dense
@@ -185,12 +186,10 @@ def _fitting(device: torch.device, context: int, rows: int, batch: int) -> Itera
     try:
         yield
     except torch.OutOfMemoryError as error:
-        # What failed and how much it asked for; torch goes on with its allocator's options.
-        reason = ". ".join(str(error).strip().splitlines()[0].split(". ")[:2]).rstrip(".")
         fewer = "fewer documents at once (--batch), " if batch > 1 else ""
         raise CacheFullError(
             f"{device} has not enough memory for batch={batch}, context={context:,} and rows={rows:,}: "
-            f"{reason}. Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
+            f"{shortage(error)}. Evaluate {fewer}a shorter context (--context) or fewer rows (--rows)"
         ) from error
 
 
