@@ -163,7 +163,7 @@ def calibration() -> Iterator[Command]:
 
 
 def drafts() -> Iterator[Command]:
-    """Other drafts: the target itself, the first 12 layers of the 0.5B, the 0.5B in three bits."""
+    """Other drafts: the target itself, the first 12 layers of the 0.5B, the 0.5B in three bits. Sizes for a CPU."""
     large, small = "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b"
     for name, change in (("12_layers", ("--layers", "12")), ("3_bits", ("--bits", "3"))):
         words = (str(ROOT / "benchmarks" / "make_draft.py"), small, *change, "--out", f"{{work}}/{name}")
@@ -175,11 +175,14 @@ def drafts() -> Iterator[Command]:
         "12_layers": (large, "{work}/12_layers"),
         "3_bits": (large, "{work}/3_bits"),
     }
-    methods = [sweep("specattn:p={}", (0.8, 0.9, 0.95)), "specattn-paper:p=0.95"]
+    methods = "specattn:p=0.8,specattn:p=0.9,specattn-paper:p=0.95"
     for name, (target, draft) in pairs.items():
-        models, made = ("--target", target, "--draft", draft), f"mapping_draft_{name}"
-        yield calibrate(made, "both", 4096, *models)
-        yield fidelity(f"draft_{name}", 8192, methods, *models, *mapping(made))
+        models = ("--target", target, "--draft", draft, "--device", "cpu", "--dtype", "bfloat16")
+        made = f"mapping_draft_{name}"
+        yield calibrate(made, "both", 2048, "--rounds", 64, *models)
+        words = ("--context", 2048, "--rows", 80, "--methods", methods, *models, *mapping(made))
+        read = texts((TEXTS[0], TEXTS[2]))
+        yield specattn(f"fidelity_2048_draft_{name}", "eval", "fidelity", *read, *words)
 
 
 def small() -> Iterator[Command]:
