@@ -35,7 +35,7 @@ SPARSE = [
     "streaming:budget=6:sink=2:dense_layers=0",
     "oracle:p=0.6:dense_layers=1",
     "quest:budget=0.3:page=4",
-    "twilight:base=(quest:budget=0.5:page=4):p=0.7:dense_layers=1",
+    "twilight:base=(quest:budget=0.5:page=4):p=0.6:dense_layers=1",  # at .7 the rounding of a CPU may decide
 ]
 COUNT = 8
 

@@ -43,7 +43,7 @@ VARIANTS = [
     "specattn:p=0.4:tail=0.2:map=layer:granularity=page:page=4",
     "specattn:p=0.5:tail=0.1:a=0.05:power=0.7",
     "specattn:p=0.7:every_row=true",
-    "specattn:p=0.5:tail=0.1:dense_below=60",
+    "specattn:p=0.5:tail=0.1:dense_below=30",
     "specattn:rate=0.2:every_row=true:aggregate=rms",
     "specattn:p=0.7:map=layer:aggregate=rms",
     "specattn:rate=0.3:a=0.02:power=0.8:signals=both",
