@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from specattn.kernels.schedule_triton import FIELDS
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -44,7 +46,7 @@ def attention_kernel(
     log_weights,  # [batch, kv_heads, capacity] or None
     out,  # [batch, rows, query_heads, HEAD_DIM], contiguous
     lse_out,  # float32 [batch, rows, query_heads], contiguous, or None
-    stretches,  # int32 [programs, 8]
+    stretches,  # int32 [programs, FIELDS]
     partials,  # float32 [programs, BLOCK_M, BLOCK_D]
     lses,  # float32 [programs, BLOCK_M]
     arrivals,  # int32 [units], 0 between launches
@@ -73,7 +75,7 @@ def attention_kernel(
     PARTS: tl.constexpr,
 ):
     program = tl.program_id(0)
-    stretch = stretches + program * 8
+    stretch = stretches + program * FIELDS
     unit = tl.load(stretch)
     start = tl.load(stretch + 1)
     stop = tl.load(stretch + 2)

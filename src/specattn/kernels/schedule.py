@@ -57,7 +57,7 @@ def schedule(counts: Tensor, workspace: Workspace, *, listed: bool) -> Schedule:
         raise UsageError(
             f"{batch} x {kv_heads} lists do not fit a workspace for {cut.units // cut.blocks}: allocate one for them"
         )
-    stretches = torch.empty(layers, cut.programs, FIELDS, dtype=torch.int32, device=counts.device)
+    stretches = torch.empty(layers, cut.programs, FIELDS.value, dtype=torch.int32, device=counts.device)
     units = max(16, 1 << (cut.units - 1).bit_length())
     schedule_kernel[(layers,)](
         counts,

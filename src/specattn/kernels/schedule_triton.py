@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FIELDS = 8
+FIELDS = tl.constexpr(8)
 """Numbers of a stretch: unit, start, stop, first program, parts. Eight fill a sector of memory."""
 
 VARYING = ["units", "blocks", "kv_heads", "programs", "count_batch", "count_layer", "count_head"]
@@ -15,7 +15,7 @@ VARYING = ["units", "blocks", "kv_heads", "programs", "count_batch", "count_laye
 @triton.jit(do_not_specialize=VARYING)
 def schedule_kernel(
     counts,  # [batch, layers, kv_heads]
-    stretches,  # int32 [layers, programs, 8]
+    stretches,  # int32 [layers, programs, FIELDS]
     units,
     blocks,
     kv_heads,
@@ -50,9 +50,9 @@ def schedule_kernel(
 
     parts = tl.cdiv(tiles, high)
     first = tl.cumsum(parts) - parts
-    stretches += layer * programs * 8
+    stretches += layer * programs * FIELDS
     for part in range(tl.max(parts)):
-        to = stretches + (first + part) * 8
+        to = stretches + (first + part) * FIELDS
         here = part < parts
         of = tl.maximum(parts, 1)
         tl.store(to, unit, mask=here)
@@ -61,4 +61,4 @@ def schedule_kernel(
         tl.store(to + 3, first, mask=here)
         tl.store(to + 4, parts, mask=here)
     for base in range(tl.sum(parts), programs, UNITS):
-        tl.store(stretches + (base + unit) * 8, -1, mask=base + unit < programs)
+        tl.store(stretches + (base + unit) * FIELDS, -1, mask=base + unit < programs)
