@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import load_script
 
 from specattn.evaluation.bootstrap import interval
 from specattn.report.evaluations import parse_evaluation
@@ -20,13 +19,7 @@ PROTOCOL = {"pair": "tiny", "context": 60, "rows": 10, "gamma": 4, "environment"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "merge_results.py"
-    spec = importlib.util.spec_from_file_location("merge_results", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/merge_results.py")
 
 
 def row(document: str, p: float, kl: float, dense: float = 20.0) -> dict[str, Any]:

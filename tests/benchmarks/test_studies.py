@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import typer
+from scripts import load_script
 from tiny import tiny_model, tiny_tokenizer
 
 import specattn
@@ -22,16 +20,7 @@ from specattn.cli.options import parse_methods
 ROOT = Path(__file__).parents[2]
 
 
-def script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-studies, make_draft = script("benchmarks/studies.py"), script("benchmarks/make_draft.py")
+studies, make_draft = load_script("benchmarks/studies.py"), load_script("benchmarks/make_draft.py")
 COMMANDS = [(name, command) for name, study in studies.STUDIES.items() for command in study()]
 
 
@@ -62,8 +51,8 @@ def test_commands_parse(study: str, command: Any) -> None:
 
 def test_scripts_take_their_options() -> None:
     parsers = {
-        "lossless_reads": lambda words: script("examples/lossless_reads.py").parser().parse_args(words),
-        "verified_rate": lambda words: script("examples/verified_rate.py").arguments(words),
+        "lossless_reads": lambda words: load_script("examples/lossless_reads.py").parser().parse_args(words),
+        "verified_rate": lambda words: load_script("examples/verified_rate.py").arguments(words),
     }
     seen = Counter()
     for _, command in COMMANDS:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from specattn.evaluation.fidelity import FidelityResult
 
 
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "tables.py"
-    spec = importlib.util.spec_from_file_location("tables", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/tables.py")
 
 
 def result(method: str, option: dict[str, object], document: str, read: float, kl: float) -> FidelityResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,12 +9,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from scripts import load_script
 from transformers import AutoConfig
 
 from specattn.benchmarks.decode import read_vllm
 from specattn.benchmarks.shapes import SHAPES, Shape
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "vllm_decode.py"
 
 
 class Engine:
@@ -47,9 +45,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     vllm.SamplingParams = lambda **options: SimpleNamespace(**options)
     vllm.LLM = lambda **options: SimpleNamespace(llm_engine=Engine(options["max_num_seqs"]))
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    spec = importlib.util.spec_from_file_location("vllm_decode", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("benchmarks/vllm_decode.py")
     monkeypatch.setattr(module, "version", lambda name: "0")
     return module
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts import load_script
 
 import specattn
 
@@ -16,11 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "lossless_reads.py"
 
 
 def load_example():
-    spec = importlib.util.spec_from_file_location("lossless_reads", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/lossless_reads.py")
 
 
 def words(tiny: SimpleNamespace, file: Path) -> list[str]:

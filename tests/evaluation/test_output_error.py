@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from scripts import load_script
 from tiny import tiny_mapping, tiny_pair
 
 import specattn
@@ -48,11 +48,7 @@ def observe(eps: float, text: str, **changes) -> list[LayerErrors]:
 
 
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("verified_rate", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/verified_rate.py")
 
 
 def test_everything_read_is_exact():

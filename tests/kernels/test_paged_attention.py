@@ -136,7 +136,8 @@ def test_other_pages(page_size):
 
 
 @pytest.mark.parametrize(
-    "tiling", [Tiling(tokens=32, rows=64), Tiling(tokens=128, warps=8, stages=2), Tiling(tokens=16, waves=7)]
+    "tiling",
+    [Tiling(tokens=32, rows=64), Tiling(tokens=128, warps=8, stages=2), Tiling(tokens=16, programs=7)],
 )
 def test_other_tiles(tiling):
     case = make(LENGTHS, rows=5, weighted=True)

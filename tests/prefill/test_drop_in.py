@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
@@ -105,9 +105,7 @@ def test_a_diffusion_transformer_with_its_tokens_along_a_hilbert_curve(shape):
 
 
 def test_the_example_prints_a_table(capsys, monkeypatch):
-    spec = importlib.util.spec_from_file_location("sparge_grid", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_script("examples/sparge_grid.py")
     monkeypatch.setattr(example, "GRIDS", {"image": ((24, 32), (2, 3)), "video": ((4, 12, 16), (2, 2, 2))})
     example.main()
     lines = capsys.readouterr().out.splitlines()
