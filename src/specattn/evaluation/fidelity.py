@@ -224,9 +224,8 @@ class _Session:
             self.drafts = {kind: self._runner(pair.draft, kind) for kind in kinds}
         self.runners = [self.target, *self.drafts.values()]
         self.scores: TargetScores | None = None
-        self.reference: Tensor | None = (
-            None  # dense logits [batch, rows, vocab]; every batch writes to the same
-        )
+        # Dense logits [batch, rows, vocab]; every batch writes to the same.
+        self.reference: Tensor | None = None
 
     def _runner(self, model: PreTrainedModel, stores: Sequence[StoreSpec] = ()) -> ModelRunner:
         """``model`` with a cache in which every slot has room for a document."""

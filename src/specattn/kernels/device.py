@@ -11,6 +11,20 @@ LEAST_CAPABILITY = (8, 0)
 """Compute capability of an A100."""
 
 
+def multiprocessors(device: torch.device, elsewhere: int = 1) -> int:
+    """How many ``device`` has; Triton's interpreter counts as ``elsewhere``."""
+    if device.type != "cuda":
+        return elsewhere
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory of a multiprocessor; Triton's interpreter counts as one like an H100's."""
+    if device.type != "cuda":
+        return 228 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+
+
 @cache
 def has_kernels(device: torch.device) -> bool:
     """Whether ``device`` is a GPU that is new enough, and triton is there to compile for it."""

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.device import multiprocessors
 from specattn.kernels.nucleus_triton import select_kernel
 from specattn.kernels.threshold_triton import Blocks
 from specattn.selection.base import Selection
@@ -177,8 +178,8 @@ def _programs_at_a_time(device: torch.device, blocks: Blocks, rows: int) -> int:
     """How many programs run at a time, if each fills a multiprocessor and others follow; otherwise 0."""
     if device.type != "cuda" or blocks.resident < LARGEST_RESIDENT:
         return 0
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    return multiprocessors if rows > multiprocessors else 0
+    at_a_time = multiprocessors(device)
+    return at_a_time if rows > at_a_time else 0
 
 
 def check_scores(

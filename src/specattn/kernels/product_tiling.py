@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.device import multiprocessors, shared_memory
 
 MOST_ROWS = 32
 """Rows up to which these kernels are faster than a library's products and what stands between them."""
@@ -70,7 +71,7 @@ class ProductWorkspace:
     @classmethod
     def allocate(cls, device: torch.device) -> ProductWorkspace:
         """For every product that :func:`split_tiling` cuts."""
-        programs = 3 * processors(device)
+        programs = 3 * _programs(device)
         return cls(
             torch.empty(programs * MOST_ROWS * 64, dtype=torch.float32, device=device),
             torch.zeros(programs, dtype=torch.int32, device=device),
@@ -114,7 +115,7 @@ def norm_tiling(
 ) -> ProductTiling:
     """For ``outputs`` that are not shared: the widest tiles that give every multiprocessor one."""
     widths = (32, 16) if is_gated else (64, 32, 16)
-    columns = next((wide for wide in widths if outputs >= wide * processors(device)), widths[-1])
+    columns = next((wide for wide in widths if outputs >= wide * _programs(device)), widths[-1])
     return _tiling(columns, 2 if is_gated else 1, itemsize, device)
 
 
@@ -124,14 +125,14 @@ def split_tiling(outputs: int, channels: int, device: torch.device, *, itemsize:
     """
     tiling = _tiling(32, 1, itemsize, device)
     tiles = -(-outputs // tiling.columns)
-    wanted = round((1 if channels < 8 * LEAST_PART else 2) * processors(device) / tiles)
+    wanted = round((1 if channels < 8 * LEAST_PART else 2) * _programs(device) / tiles)
     return replace(tiling, parts=max(1, min(wanted, DEEPEST_SPLIT, channels // LEAST_PART)))
 
 
 def _tiling(columns: int, factor: int, itemsize: int, device: torch.device) -> ProductTiling:
     """Of programs that read ``factor`` lines of weights for each of their columns, two a multiprocessor."""
     fetch = DEPTH * (MOST_ROWS + columns * factor) * itemsize
-    stages = max(2, min(STAGES, (_shared(device) // 2 - RESERVED) // fetch))
+    stages = max(2, min(STAGES, (shared_memory(device) // 2 - RESERVED) // fetch))
     return ProductTiling(columns, DEPTH, stages=stages, early=starts_early(device))
 
 
@@ -141,15 +142,6 @@ def starts_early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors; Triton's interpreter counts as few."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
-
-
-@cache
-def _shared(device: torch.device) -> int:
-    """Bytes of shared memory of a multiprocessor; Triton's interpreter counts as one like an H100's."""
-    if device.type != "cuda":
-        return 228 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+def _programs(device: torch.device) -> int:
+    """One a multiprocessor; a few in Triton's interpreter, so that products are cut there too."""
+    return multiprocessors(device, elsewhere=8)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.device import multiprocessors
 from specattn.kernels.paged import PagedBatch, check_power_of_two, check_shape
 
 LEAST_SHARE = 512
@@ -79,10 +80,7 @@ def choose_splits(pairs: int, length: int, device: torch.device) -> int:
 
     Programs beyond those that run at once would only lengthen the joining.
     """
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    )
-    return max(1, min(PROGRAMS * processors // pairs, length // LEAST_SHARE))
+    return max(1, min(PROGRAMS * multiprocessors(device) // pairs, length // LEAST_SHARE))
 
 
 def block_rows(rows: int, query_heads: int, kv_heads: int) -> int:

@@ -115,6 +115,7 @@ def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
+    # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
     if (start >= row.first) & (start + SIZE <= row.last):
         weight = _weights(row, start, KIND, SIZE, B)
     else:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specattn.kernels.device import multiprocessors, shared_memory
+
 LEAST_ROWS = 16  # of a tile that tensor cores multiply
 MOST_ROWS = 128  # of queries with up to 128 channels that the registers of a program hold
 WIDE_ROWS = 64  # more than these need eight warps
@@ -26,7 +28,6 @@ class Tiling:
         stages: one more than the tiles that are fetched ahead.
         programs: on each multiprocessor at a time.
         rows: least query rows of a tile, a power of two from 16 on. 64 makes Hopper use its warpgroup instructions.
-        waves: how many times as many programs there may be; more of them even out lists of unequal lengths.
     """
 
     tokens: int = 64
@@ -34,7 +35,6 @@ class Tiling:
     stages: int = 4
     programs: int = 2
     rows: int = LEAST_ROWS
-    waves: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ def partition(
     least = tiling.rows if tiling else LEAST_ROWS
     most = max(LEAST_ROWS, MOST_ROWS * 128 // max(block_d, 128))
     block_m = min(max(least, _power_of_two(needed)), most)
-    processors, shared = _resources(device)
+    processors, shared = multiprocessors(device), shared_memory(device)
     blocks = -(-needed // block_m)
     units = batch * kv_heads * blocks
     if tiling is None:
         tiling = default_tiling(block_m, block_d, dtype.itemsize, shared)
         tiling = list_tiling(tiling, units, block_d, dtype.itemsize, processors, shared) if listed else tiling
-    programs = max(processors * tiling.programs * tiling.waves, units)
+    programs = max(processors * tiling.programs, units)
     return Partition(tiling, units, blocks, programs, block_m, block_d)
 
 
@@ -196,11 +196,3 @@ def _fits(tiling: Tiling, block_d: int, itemsize: int, room: int) -> bool:
 
 def _power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
-
-
-def _resources(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors and bytes of shared memory of each; Triton's interpreter counts as one like an H100's."""
-    if device.type != "cuda":
-        return 1, 228 * 1024
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_multiprocessor
