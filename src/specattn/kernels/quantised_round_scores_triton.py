@@ -102,7 +102,7 @@ def quantised_round_scores_kernel(
     layer = own_row // KV_HEADS
     first_head = own_row % KV_HEADS * GROUP
     request = tl.program_id(2).to(tl.int64)
-    if due is not None:
+    if due is not None:  # noqa: SIM102 - `and` would compile what there is not
         if tl.load(due + request * due_batch + own_row) == 0:
             return
     visible = tl.load(lengths + request).to(tl.int32)

@@ -194,4 +194,6 @@ def check_due(due: Tensor | None, batch: int, heads: int) -> None:
         return
     check_shape("due", due, batch, heads)
     if due.dtype != torch.bool or due.stride(1) != 1:
-        raise UsageError(f"due is {due.dtype} with strides {due.stride()}: bool is needed, a request's beside each other")
+        raise UsageError(
+            f"due is {due.dtype} with strides {due.stride()}: bool is needed, a request's beside each other"
+        )

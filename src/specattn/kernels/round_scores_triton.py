@@ -50,7 +50,7 @@ def round_scores_kernel(
     """Grid: stretches of ``TILES`` tiles, KV heads, requests."""
     kv_head = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
-    if due is not None:
+    if due is not None:  # noqa: SIM102 - `and` would compile what there is not
         if tl.load(due + request * due_batch + kv_head) == 0:
             return
     visible = tl.load(lengths + request)
