@@ -34,7 +34,7 @@ def exact(case: DraftCase, request: int) -> tuple[Tensor, Tensor]:
 
 
 def run(
-    case: DraftCase, score, length: int = 192, dtype: torch.dtype = torch.float32
+    case: DraftCase, score, length: int = 192, dtype: torch.dtype = torch.float32, due: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     places = case.export().places
     kv_heads, slots = case.keys.shape[1], len(case.batch.block_table)
@@ -43,7 +43,8 @@ def run(
     )
     own_out = torch.full((slots, kv_heads, length), NAN, dtype=dtype, device=DEVICE)
     lse = torch.stack([exact(case, request)[0] for request in range(len(case.lengths))]).float()
-    score(case.query, case.keys, case.batch, lse, places, SCALING, heads_out=heads_out, own_out=own_out)
+    out = {"heads_out": heads_out, "own_out": own_out}
+    score(case.query, case.keys, case.batch, lse, places, SCALING, **out, due=due)
     return heads_out, own_out
 
 
@@ -110,6 +111,58 @@ def test_rows_need_not_lie_beside_each_other(score):
     assert not apart.query.is_contiguous()
     for found, wanted in zip(run(apart, score), run(case, score), strict=True):
         assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+@BOTH
+@pytest.mark.parametrize("rows,query_heads,kv_heads,head_dim", [(1, 6, 3, 64), (5, 14, 2, 64), (2, 3, 1, 32)])
+def test_heads_that_are_not_due_are_left_alone(score, rows, query_heads, kv_heads, head_dim):
+    """Others of each request; what lies behind them is not written either."""
+    case = draft_case(LENGTHS, rows=rows, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim)
+    request = torch.arange(len(LENGTHS), device=DEVICE)[:, None]
+    due = (request + torch.arange(kv_heads, device=DEVICE)) % 2 == 0
+    # As a slice of what all layers have.
+    due = torch.stack([~due, due, ~due], 1)[:, 1]
+    places = case.export().places
+    everything, some = run(case, score), run(case, score, due=due)
+    for request, slot in enumerate(case.batch.slots.tolist()):
+        for head in range(kv_heads):
+            group = places.view(kv_heads, -1)[head]
+            exported = group[group >= 0].long()
+            pairs = [
+                (some[1][slot, head], everything[1][slot, head]),
+                (some[0][request, exported], everything[0][request, exported]),
+            ]
+            for found, wanted in pairs:
+                if due[request, head]:
+                    assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
+                else:
+                    assert found.isnan().all()
+    others = set(range(len(some[1]))) - set(case.batch.slots.tolist())
+    assert all(some[1][slot].isnan().all() for slot in others)
+
+
+def test_the_keys_of_heads_that_are_not_due_are_not_read():
+    case = draft_case(LENGTHS)
+    keys = case.keys.clone()
+    keys[:, 1] = NAN
+    due = torch.tensor([[True, False]] * len(LENGTHS), device=DEVICE)
+    found = run(replace(case, keys=keys), round_scores, due=due)
+    for part, wanted in zip(found, run(case, round_scores, due=due), strict=True):
+        assert torch.equal(part.nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+@pytest.mark.parametrize(
+    "due,message",
+    [
+        (torch.ones(4, 3, dtype=torch.bool), "due has shape"),
+        (torch.ones(4, 2, dtype=torch.int32), "bool is needed"),
+        (torch.ones(2, 4, dtype=torch.bool).T, "bool is needed"),
+    ],
+)
+@BOTH
+def test_who_is_due_must_fit(score, due, message):
+    with pytest.raises(UsageError, match=message):
+        run(draft_case(LENGTHS), score, due=due.to(DEVICE))
 
 
 def test_the_buffers_end_before_the_tokens():

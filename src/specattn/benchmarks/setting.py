@@ -18,6 +18,7 @@ from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, DraftMemory, SparseDraftSteps, newest
 from specattn.fast.speculator import unsupported
+from specattn.fast.turns import TURNS
 from specattn.mapping.artifact import Mapping
 from specattn.plan import draft_steps
 from specattn.runner import ModelRunner
@@ -170,6 +171,9 @@ class Setting:
             if pair.method.draft_p < 1:
                 memory = DraftMemory(draft, length)
             if density is not None:
+                if memory is not None:
+                    # Behind their first rounds, and not all at the same: one round is like the mean of several.
+                    memory.rounds[: self.batch] = 1 + torch.arange(self.batch) % TURNS
                 target, draft = self._imposed_target(density), self._imposed_draft(density)
         round = FastRound(
             target,
@@ -238,7 +242,8 @@ class Steady:
         self.round = round
         self._changing = [round.requests.table]
         if isinstance(round.drafting, SparseDraftSteps):
-            self._changing.append(round.drafting.memory.scores)
+            memory = round.drafting.memory
+            self._changing += [memory.scores, memory.rounds]
         self._start = [tensor.clone() for tensor in self._changing]
 
     def reset(self) -> None:

@@ -33,6 +33,7 @@ def round_scores(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
 ) -> None:
     """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of one layer.
 
@@ -45,13 +46,15 @@ def round_scores(
             :func:`specattn.kernels.score_export.export_places`.
         heads_out: ``[batch, export_heads, length]``; tokens that the last row sees are written, and zeros behind.
         own_out: ``[slots, kv_heads, length]``, the mean over a group's heads, in the slots of ``batch``.
+        due: bool ``[batch, kv_heads]``: KV heads that are not are left as they are in both outputs, and none of their
+            keys is read; all are if ``None``.
 
     Raises:
         UsageError: shapes that do not fit together, or that the kernel cannot take.
     """
     from specattn.kernels.round_scores_triton import round_scores_kernel
 
-    _check(query, keys, batch, lse, places, heads_out, own_out)
+    _check(query, keys, batch, lse, places, heads_out, own_out, due)
     requests, rows, query_heads, head_dim = query.shape
     kv_heads = keys.shape[1]
     group = query_heads // kv_heads
@@ -68,6 +71,7 @@ def round_scores(
         places,
         heads_out,
         own_out,
+        due,
         scaling,
         length,
         query.stride(0),
@@ -80,6 +84,7 @@ def round_scores(
         heads_out.stride(1),
         own_out.stride(0),
         own_out.stride(1),
+        0 if due is None else due.stride(0),
         ROWS=rows,
         GROUP=group,
         D=head_dim,
@@ -129,12 +134,12 @@ def round_scores_reference(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
 ) -> None:
     """The same in float32 PyTorch, request by request."""
-    _check(query, keys, batch, lse, places, heads_out, own_out)
+    _check(query, keys, batch, lse, places, heads_out, own_out, due)
     _, rows, query_heads, _ = query.shape
     group = query_heads // keys.shape[1]
-    exported = (places >= 0).nonzero().flatten()
     for request in range(len(batch)):
         key = keys[batch.visible_rows(request)].float().repeat_interleave(group, 1)
         logits = torch.einsum("rhd,nhd->rhn", query[request].float(), key) * scaling - lse[request][..., None]
@@ -142,11 +147,14 @@ def round_scores_reference(
         hidden = torch.arange(len(key), device=keys.device) >= seen[:, None, None]
         mean = logits.exp().masked_fill(hidden, 0).mean(0)  # [query_heads, tokens]
         slot, end = int(batch.slots[request]), min(len(key), own_out.shape[-1])
+        scored = torch.ones_like(own_out[0, :, 0], dtype=torch.bool) if due is None else due[request]
+        exported = (places >= 0) & scored.repeat_interleave(group)
         heads_out[request, places[exported].long(), :end] = mean[exported, :end].to(heads_out.dtype)
-        own_out[slot, :, :end] = mean[:, :end].unflatten(0, (-1, group)).mean(1).to(own_out.dtype)
+        own = mean[:, :end].unflatten(0, (-1, group)).mean(1)
+        own_out[slot, scored, :end] = own[scored].to(own_out.dtype)
         behind = slice(len(key), len(key) + TILE_TOKENS)
         heads_out[request, places[exported].long(), behind] = 0
-        own_out[slot, :, behind] = 0
+        own_out[slot, scored, behind] = 0
 
 
 def _check(
@@ -157,6 +165,7 @@ def _check(
     places: Tensor,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None,
 ) -> None:
     check_shape("query", query, len(batch), None, None, None)
     _, rows, query_heads, head_dim = query.shape
@@ -165,6 +174,7 @@ def _check(
     check_shape("places", places, query_heads)
     check_shape("own_out", own_out, None, keys.shape[1], None)
     check_shape("heads_out", heads_out, len(batch), None, own_out.shape[-1])
+    check_due(due, len(batch), keys.shape[1])
     check_power_of_two("head_dim", head_dim, least=16)
     if query_heads % keys.shape[1]:
         raise UsageError(f"{query_heads} query heads are no multiple of {keys.shape[1]} KV heads")
@@ -172,3 +182,18 @@ def _check(
         raise UsageError("the heads of query and lse must be contiguous, and the pool of keys")
     if heads_out.stride(-1) != 1 or own_out.stride(-1) != 1:
         raise UsageError("the last dimension of heads_out and own_out must be contiguous")
+
+
+def check_due(due: Tensor | None, batch: int, heads: int) -> None:
+    """Refuse something else than a bool for each request and KV head.
+
+    Raises:
+        UsageError: naming shape or dtype.
+    """
+    if due is None:
+        return
+    check_shape("due", due, batch, heads)
+    if due.dtype != torch.bool or due.stride(1) != 1:
+        raise UsageError(
+            f"due is {due.dtype} with strides {due.stride()}: bool is needed, a request's beside each other"
+        )

@@ -24,6 +24,7 @@ def round_scores_kernel(
     places,  # int32 [query_heads]
     heads_out,  # [batch, export_heads, length]
     own_out,  # [slots, kv_heads, length]
+    due,  # bool [batch, kv_heads], or None: all are
     scaling,
     length,
     query_batch,  # strides, in elements
@@ -36,6 +37,7 @@ def round_scores_kernel(
     heads_head,
     own_slot,
     own_head,
+    due_batch,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -48,6 +50,9 @@ def round_scores_kernel(
     """Grid: stretches of ``TILES`` tiles, KV heads, requests."""
     kv_head = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
+    if due is not None:  # noqa: SIM102 - `and` would compile what there is not
+        if tl.load(due + request * due_batch + kv_head) == 0:
+            return
     visible = tl.load(lengths + request)
     first = tl.program_id(0) * (TILES * BLOCK_N)
     # One tile behind the last token is set to 0 too: what the next round adds to the list must not find old scores.
