@@ -16,6 +16,7 @@ from tiny import EOS, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import specattn
+from specattn.admission import Admission
 from specattn.cli.generate import _writer
 from specattn.cli.prompt import encode
 from specattn.cli.stats import _audit, histogram, panel
@@ -341,10 +342,10 @@ def test_an_interruption_keeps_the_json_document(
 
 
 def test_an_interruption_of_the_prefill_has_no_text(generate, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prefill(self: Engine, active: object) -> None:
+    def read(self: Admission, active: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Engine, "_prefill", prefill)
+    monkeypatch.setattr(Admission, "read", read)
     result = generate(PROMPT, "--json")
     report = document(result)
     assert result.exit_code == 130
@@ -353,10 +354,10 @@ def test_an_interruption_of_the_prefill_has_no_text(generate, monkeypatch: pytes
 
 
 def test_a_failed_prefill_is_a_failed_run(generate, monkeypatch: pytest.MonkeyPatch) -> None:
-    def prefill(self: Engine, active: object) -> None:
+    def read(self: Admission, active: object) -> None:
         raise RuntimeError("the device is on fire")
 
-    monkeypatch.setattr(Engine, "_prefill", prefill)
+    monkeypatch.setattr(Admission, "read", read)
     result = generate(PROMPT)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "error: the device is on fire"
