@@ -19,8 +19,10 @@ from tiny import MODEL_TYPES, tiny_mapping, tiny_model, tiny_pair, tiny_tokenize
 from torch import Tensor
 
 from specattn.errors import CacheFullError, UsageError
+from specattn.evaluation.decoding import Decoding
 from specattn.evaluation.documents import Document
 from specattn.evaluation.fidelity import FidelityResult, evaluate
+from specattn.evaluation.session import Session
 from specattn.generation import generate
 from specattn.pairs import Pair
 from specattn.selection.base import Method
@@ -295,21 +297,21 @@ def test_documents_in_a_batch_give_what_each_gives_alone(model_type):
 
 
 def test_the_reference_is_held_once(monkeypatch):
-    from specattn.evaluation import fidelity
+    from specattn.evaluation import session as module
 
-    monkeypatch.setattr(fidelity, "REFERENCE_ROWS", 8)
-    logits, session = fidelity._Session._logits, []
+    monkeypatch.setattr(module, "REFERENCE_ROWS", 8)
+    logits, session = Session.logits, []
     chunks, alive = [], []
 
     def observed(self, target, step, start, count):
         result = logits(self, target, step, start, count)
-        if count == fidelity.REFERENCE_ROWS:
+        if count == module.REFERENCE_ROWS:
             alive.append(sum(chunk() is not None for chunk in chunks))
             chunks.append(weakref.ref(result))
             session[:] = [self]
         return result
 
-    monkeypatch.setattr(fidelity._Session, "_logits", observed)
+    monkeypatch.setattr(Session, "logits", observed)
     places = []
     for _ in evaluate(
         tiny_pair("llama"),
@@ -327,14 +329,12 @@ def test_the_reference_is_held_once(monkeypatch):
 @pytest.mark.parametrize(
     ("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")]
 )
-@pytest.mark.parametrize("place", ["__init__", "read", "run"])
+@pytest.mark.parametrize("place", [Session.__init__, Session.read, Decoding.__init__, Decoding.run])
 def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
-    from specattn.evaluation import fidelity
-
     def full(self, *arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has\nmore to say")
 
-    monkeypatch.setattr(fidelity._Session, place, full)
+    monkeypatch.setattr(f"{place.__module__}.{place.__qualname__}", full)
     with pytest.raises(CacheFullError) as caught:
         run(tiny_pair("llama"), ["streaming"], [document("a"), document("b")], batch=batch)
     message = str(caught.value)
