@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from eviction_papers import Forgetful, H2OReading, snapkv
-from masked_model import attention_weights, causal, masked_logits
-from test_fidelity import (
+from fidelity_case import (
     CONTEXT,
     GAMMA,
     PREFIX,
@@ -17,6 +16,7 @@ from test_fidelity import (
     figures,
     run,
 )
+from masked_model import attention_weights, causal, masked_logits
 from tiny import tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
