@@ -66,7 +66,7 @@ def test_the_copy_follows_the_keys(gamma):
     with Engine(pair, method=method, fallback=True, **options) as engine:
         for request in ask([LONG, *RAGGED], 20):
             engine.submit(request)
-        while len(engine._active) < 2 or engine._waiting:
+        while len(engine._active) < 2 or engine._admission.waiting:
             engine.advance()
         engine.advance()
         draft = engine.speculator.draft
