@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel
@@ -88,15 +89,24 @@ class MeanScores:
     """Attention of the heads that the mapping uses, averaged over the rows of a round.
 
     Attributes:
-        heads: ``[batch, heads, length]``.
+        heads: ``[batch, heads, length]``; more heads than the mapping has are zeros.
     """
+
+    WHOLE = 8
+    """Heads come in multiples of so many: products of other depths take ways that cannot load in wide pieces."""
 
     def __init__(self, heads: Tensor) -> None:
         self.heads = heads
 
+    @classmethod
+    def allocate(cls, batch: int, heads: int, length: int, like: Tensor) -> MeanScores:
+        """Room for so many heads, in the dtype and on the device of ``like``."""
+        return cls(like.new_zeros(batch, -(-heads // cls.WHOLE) * cls.WHOLE, length))
+
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
         """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
-        torch.matmul(weights.to(self.heads.dtype), self.heads, out=out)
+        missing = self.heads.shape[1] - weights.shape[1]
+        torch.matmul(pad(weights.to(self.heads.dtype), (0, missing)), self.heads, out=out)
 
 
 class SparseDraftSteps(Step):
@@ -130,9 +140,7 @@ class SparseDraftSteps(Step):
         self._turns = Turns(self._places, geometry.kv_heads)
         self._due: Tensor | None = None
         length, lists = memory.scores.shape[-1], (batch, geometry.layers * geometry.kv_heads)
-        self.scores = MeanScores(
-            torch.zeros(batch, len(heads), length, dtype=memory.scores.dtype, device=device)
-        )
+        self.scores = MeanScores.allocate(batch, len(heads), length, like=memory.scores)
         self._lists = Selection(
             torch.full((*lists, length), -1, dtype=torch.int32, device=device),
             torch.zeros(lists, dtype=torch.int32, device=device),
