@@ -304,6 +304,14 @@ def test_rows_of_a_pair_that_exists(pair: tuple[Pair, Mapping]) -> None:
     assert report.ratios["real_128_b3_vs_speculation"] == pytest.approx(speed_up)
 
 
+@pytest.mark.parametrize("drawn", [{"rate": 0.2}, {"tail": 0.1, "power": 0.8}])
+def test_what_a_pair_that_exists_draws_is_timed(pair: tuple[Pair, Mapping], drawn: dict[str, float]) -> None:
+    models, mapping = pair
+    plan = Plan([96], [2], replace(METHOD, **drawn), gamma=2)
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    assert report.gate == "passed" and 0 < report.rows[-1]["density"] < 1
+
+
 def test_lossless_cycles_of_a_pair_that_exists(
     pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
 ) -> None:
