@@ -72,7 +72,7 @@ class Watched:
         """Slots, tokens that the last row sees, and bool ``[batch, LAYERS * KV_HEADS]``, of each round."""
         self.lists: list[tuple[list[int], list[int], int, Tensor]] = []
         """Slots, tokens that the last step sees, how many the newest are, and counts, of each round."""
-        self._nucleus, self._layers = nucleus_lists_reference, []
+        self._nucleus = nucleus_lists_reference
         kernels = "specattn.kernels."
         monkeypatch.setattr(f"{kernels}round_scores.round_scores_reference", self._score)
         monkeypatch.setattr(
@@ -82,10 +82,7 @@ class Watched:
 
     def _score(self, query: Tensor, keys: Tensor, batch, *more, due: Tensor, **out) -> None:
         round_scores_reference(query, keys, batch, *more, due=due, **out)
-        self._layers.append(due)
-        if len(self._layers) == LAYERS:
-            self._note(batch, torch.cat(self._layers, 1))
-            self._layers = []
+        self._note(batch, due)
 
     def _score_quantised(self, query: Tensor, keys, batch, *more, due: Tensor, **out) -> None:
         quantised_round_scores_reference(query, keys, batch, *more, due=due, **out)

@@ -119,11 +119,11 @@ def launch_round(rows: int, query_heads: int, kv_heads: int, head_dim: int) -> N
     places, length = case.export().places, 32
     own = torch.zeros(len(case.batch.block_table), kv_heads, length, device=DEVICE)
     heads = torch.zeros(1, query_heads, length, device=DEVICE)
-    round_scores(case.query, case.keys, case.batch, lse, places, 0.1, heads_out=heads, own_out=own)
     one_layer = case.query.transpose(0, 1)[:, None], lse.transpose(0, 1)[:, None]
+    out = {"heads_out": heads, "own_out": own}
+    round_scores(one_layer[0], case.keys[None], case.batch, one_layer[1], places[None], 0.1, **out)
     for bits in (4, 8):
         copy = QuantisedKeys.empty(case.keys, bits)
-        out = {"heads_out": heads, "own_out": own}
         quantised_round_scores(one_layer[0], copy, case.batch, one_layer[1], places[None], 0.1, **out)
 
 

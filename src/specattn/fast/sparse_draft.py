@@ -199,39 +199,24 @@ class SparseDraftSteps(Step):
 
         In one graph whatever the round is: the device counts rounds and knows whose turn it is.
         """
-        runner, layers = self.model.runner, self.model.runner.geometry.layers
-        cache = runner.cache
+        runner, operations, copy = self.model.runner, self.operations, self.model.quantised_keys
+        layers, cache = runner.geometry.layers, runner.cache
         seen = PagedBatch(cache.block_table, slots, (lengths + self.rows).int(), cache.page_size)
         queries = torch.stack(self._queries).unflatten(0, (self.rows, layers))
         sums = torch.stack(self._lse).unflatten(0, (self.rows, layers))
-        self._due = due = self._take_turns(slots)
-        if copy := self.model.quantised_keys:
-            self.operations.quantised_round_scores(
-                queries,
-                copy.whole,
-                seen,
-                sums,
-                self._places,
-                self.model.scaling,
-                heads_out=self.scores.heads,
-                own_out=self.memory.scores,
-                due=due,
-            )
-            return
-        own = self.memory.scores.unflatten(1, (layers, -1))
-        due = due if due is None else due.unflatten(1, (layers, -1))
-        for layer in range(layers):
-            self.operations.round_scores(
-                queries[:, layer].transpose(0, 1),
-                cache.keys[layer],
-                seen,
-                sums[:, layer].transpose(0, 1),
-                self._places[layer],
-                self.model.scaling,
-                heads_out=self.scores.heads,
-                own_out=own[:, layer],
-                due=due if due is None else due[:, layer],
-            )
+        self._due = self._take_turns(slots)
+        score = operations.round_scores if copy is None else operations.quantised_round_scores
+        score(
+            queries,
+            cache.key_pool if copy is None else copy.whole,
+            seen,
+            sums,
+            self._places,
+            self.model.scaling,
+            heads_out=self.scores.heads,
+            own_out=self.memory.scores,
+            due=self._due,
+        )
 
     def _take_turns(self, slots: Tensor) -> Tensor | None:
         """Which heads of each request are scored, bool ``[batch, layers * kv_heads]``; all if ``None``."""

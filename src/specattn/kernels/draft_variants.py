@@ -56,6 +56,7 @@ ALIGNED = (
     "query_head",
     "query_layer",
     "pool_size",
+    "pool_layer",
     "pool_row",
     "bound_page",
     "bound_head",
@@ -98,7 +99,8 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
     for rows, query_heads, kv_heads, head_dim in ROUND_SHAPES:
         group = query_heads // kv_heads
         tile_rows, tile_group = round_blocks(rows, group)
-        tiles: dict[str, Any] = {"ROWS": rows, "GROUP": group, "D": head_dim, "PAGE": 16, "TILES": TILES}
+        tiles: dict[str, Any] = {"ROWS": rows, "GROUP": group, "KV_HEADS": kv_heads, "D": head_dim}
+        tiles |= {"PAGE": 16, "TILES": TILES}
         tiles |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
         types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
         warps = round_warps(tile_rows * tile_group)
