@@ -8,13 +8,9 @@ import triton.language as tl
 
 from specattn.kernels.threshold_triton import LANES
 
-WORD = tl.constexpr(32)
-"""Bits of the words in which a tile's kept positions are marked."""
-
-
 @triton.jit
-def write_kept(out, weight, start, threshold, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    """Write the positions of a tile's weights of at least ``threshold`` to ``out[base:]``, if they fit into ``room``.
+def write_marked(out, words, start, base, room, SIZE: tl.constexpr, B: tl.constexpr):
+    """Write the positions of a tile's marked elements to ``out[base:]``, if they fit into ``room``.
 
     Returns:
         where the next tile's positions go: ``base`` and the number of those kept.
@@ -22,13 +18,12 @@ def write_kept(out, weight, start, threshold, base, room, SIZE: tl.constexpr, B:
     What is done for each element is little: a comparison, and an addition to a word of 32 bits. The words are scanned,
     and of each word one set bit after the other becomes an entry, as often as the fullest word has one.
     """
-    words = marks(weight, threshold, SIZE, B)
     number = popcount(words)
     total, most = tl.reduce((number, number), 0, _sum_and_most)
     end = base + total
     if end <= room:
         target = out + (base + tl.cumsum(number, 0) - number)
-        position = start + tl.arange(0, SIZE // WORD) * WORD
+        position = start + tl.arange(0, SIZE // B.word) * B.word
         for _ in range(most):
             tl.store(target, position + lowest_bit(words), mask=words != 0)
             words &= words - 1
@@ -40,16 +35,23 @@ def write_kept(out, weight, start, threshold, base, room, SIZE: tl.constexpr, B:
 def marks(weight, threshold, SIZE: tl.constexpr, B: tl.constexpr):
     """Words ``[SIZE // 32]``, in the order of the positions, whose bits tell which weights reach ``threshold``."""
     rows: tl.constexpr = SIZE // (LANES * B.vector * B.warps)
-    lanes: tl.constexpr = WORD // B.vector  # that share a word
+    lanes: tl.constexpr = B.word // B.vector  # that share a word
     bit = (1 << tl.arange(0, B.vector)).to(tl.float32)[None, :]
     kept = tl.reshape((weight >= threshold).to(tl.float32), [SIZE // B.vector, B.vector])
     # Added up in float32, for which there are units beside those that compare.
     own = tl.sum(kept * bit, 1).to(tl.int32)
     own = tl.reshape(own, [rows, B.warps, LANES // lanes, lanes])
     words = tl.sum(own << (tl.arange(0, lanes) * B.vector)[None, None, None, :], 3)
-    words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // WORD])
+    words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // B.word])
     # As they are, eight words are in the hands of four lanes each; gathered, of one.
-    return tl.gather(words, tl.arange(0, SIZE // WORD), 0)
+    return tl.gather(words, tl.arange(0, SIZE // B.word), 0)
+
+
+@triton.jit
+def ones_from(place, SIZE: tl.constexpr, B: tl.constexpr):
+    """Words like those of ``marks`` in which the bits from ``place`` on are set."""
+    before = tl.minimum(tl.maximum(place - tl.arange(0, SIZE // B.word) * B.word, 0), 32)
+    return tl.where(before < 32, -1 << before, 0)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import write_kept
+from specattn.kernels.listing_triton import marks, ones_from, write_marked
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
@@ -89,7 +89,7 @@ def select_kernel(
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
-    weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B)
+    weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B, ".cg" if B.shared_cache else "")
     if BY_MASS:
         mass, always, model = survey(row, weight, forced, length, B)
     else:
@@ -102,6 +102,8 @@ def select_kernel(
         weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
         end = _write(indices, row, weight, low, cut, room, B)
         if end > room:
+            # Read again rather than kept until here, in registers that are needed elsewhere.
+            weight = read(row, 0, COUNT, B.resident, B)
             low, cut = _by_count(row, weight, room - first, model, STEP, B)
             end = _write(indices, row, weight, low, cut, room, B)
     else:
@@ -230,7 +232,7 @@ def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constex
             # Larger by the rounding, which must not keep a tie that is not needed.
             surplus = (found - needed) / value(low) * (1 + ROUNDING)
             drop = tl.minimum(surplus, row.width.to(tl.float32)).to(tl.int32)
-    return low, _cut(row, weight, low, drop, B)
+    return low, _cut(row, weight, low, drop, MASS, B)
 
 
 @triton.jit
@@ -246,21 +248,22 @@ def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
         total = (row.last - row.first).to(tl.float32)
         low, found, _ = search(row, weight, needed, total, low, high, model, COUNT, STEP, B)
         drop = (found - needed).to(tl.int32)
-    return low, _cut(row, weight, low, drop, B)
+    return low, _cut(row, weight, low, drop, COUNT, B)
 
 
 @triton.jit
-def _cut(row, weight, low, drop, B: tl.constexpr):
+def _cut(row, weight, low, drop, KIND: tl.constexpr, B: tl.constexpr):
     """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent.
 
     Counted in the stretches of the warps first; of the stretch in which the cut lies the elements are read again.
     """
     cut = 0
     if drop > 0:
-        cut, drop = _skip(row, weight, low, 0, drop, B.resident, B)
+        cut, drop = _skip(row, weight, low, 0, drop, KIND, B.resident, B)
         for start in range(B.resident, row.last, B.tile):
             if cut == start:
-                cut, drop = _skip(row, read(row, start, COUNT, B.tile, B), low, start, drop, B.tile, B)
+                tile = read(row, start, COUNT, B.tile, B)
+                cut, drop = _skip(row, tile, low, start, drop, KIND, B.tile, B)
         longest: tl.constexpr = (B.resident if B.resident > B.tile else B.tile) // B.warps
         position = cut + tl.arange(0, longest)
         read_again = tl.load(row.scores + position, mask=position < row.last, other=0.0).to(tl.float32)
@@ -271,38 +274,34 @@ def _cut(row, weight, low, drop, B: tl.constexpr):
 
 
 @triton.jit
-def _skip(row, weight, low, start, drop, SIZE: tl.constexpr, B: tl.constexpr):
+def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Where the first stretch of a tile begins that has more ties than are left to drop, and how many these are."""
-    tied = (_inside(row, weight, start, low, SIZE, B) == value(low)).to(tl.float32)
-    ties = tl.sum(tl.reshape(fold(tied, SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
+    tied = weight == value(low)
+    if KIND == COUNT:  # the threshold may be 0, the weight of what is outside of the range
+        tied &= within(start, row.first, row.last, SIZE, B)
+    ties = tl.sum(tl.reshape(fold(tied.to(tl.float32), SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
     skipped = tl.cumsum(ties, 0) <= drop
     start += tl.sum(skipped.to(tl.int32)) * (SIZE // B.warps)
     return start, drop - tl.sum(tl.where(skipped, ties, 0))
 
 
 @triton.jit
-def _inside(row, weight, start, low, SIZE: tl.constexpr, B: tl.constexpr):
-    """Weights of a tile; below 0 where the threshold would keep what is outside of the range."""
-    if (low == 0) & ((start < row.first) | (start + SIZE > row.last)):
-        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, -1.0)
-    return weight
-
-
-@triton.jit
 def _write(out, row, weight, low, cut, room, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
     end = _write_tile(out, row, weight, 0, low, cut, row.first, room, B.resident, B)
-    for start in range(B.resident, row.last, B.tile):
-        tile = read(row, start, COUNT, B.tile, B)
-        end = _write_tile(out, row, tile, start, low, cut, end, room, B.tile, B)
+    size: tl.constexpr = B.resident if B.whole else B.tile
+    for start in range(B.resident, row.last, size):
+        tile = read(row, start, COUNT, size, B)
+        end = _write_tile(out, row, tile, start, low, cut, end, room, size, B)
     return end
 
 
 @triton.jit
 def _write_tile(out, row, weight, start, low, cut, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    weight = _inside(row, weight, start, low, SIZE, B)
-    if (start < cut) & (cut < start + SIZE):
-        weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
     # In a tile before the cut, all ties are left out.
     threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
-    return write_kept(out, weight, start, threshold, base, room, SIZE, B)
+    words = marks(weight, threshold, SIZE, B)
+    if (start < cut) & (cut < start + SIZE):
+        words = (words & ones_from(cut - start, SIZE, B)) | marks(weight, value(low + 1), SIZE, B)
+    words &= ones_from(row.first - start, SIZE, B) & ~ones_from(row.last - start, SIZE, B)
+    return write_marked(out, words, start, base, room, SIZE, B)

@@ -49,6 +49,9 @@ class Blocks(NamedTuple):
         warps: of a program.
         registers: that a thread may have.
         vector: consecutive elements that a lane reads at once, and a warp's row has 32 times as many.
+        word: bits of the words in which kept positions are marked: at most 32.
+        shared_cache: whether the resident elements are to pass by the L1 cache, which then has room for the others.
+        whole: whether the others are written to the list as many at a time as are resident.
     """
 
     resident: int
@@ -56,6 +59,9 @@ class Blocks(NamedTuple):
     warps: int
     registers: int
     vector: int = 4
+    word: int = 32
+    shared_cache: bool = False
+    whole: bool = False
 
 
 class Row(NamedTuple):
@@ -110,30 +116,53 @@ def within(start, first, last, SIZE: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
     """The weights of a tile: 0 for negative scores and outside of ``[first, last)``.
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
     # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
     if (start >= row.first) & (start + SIZE <= row.last):
-        weight = _weights(row, start, KIND, SIZE, B)
+        weight = clean(_inner(row, start, SIZE, B, CACHE), KIND)
     else:
-        weight = _weights(row, start, KIND, SIZE, B)
+        weight = clean(_outer(row, start, SIZE, B, CACHE), KIND)
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
 
 @triton.jit
-def _weights(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
-    vector: tl.constexpr = B.vector
-    position = positions(start, SIZE, B)
-    source = tl.max_contiguous(row.scores + position, vector)
-    weight = tl.load(source, mask=position < row.limit).to(tl.float32)
+def read_raw(row, start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The scores of a tile as they are, 0 outside of ``[first, last)``."""
+    if (start >= row.first) & (start + SIZE <= row.last):
+        weight = _inner(row, start, SIZE, B)
+    else:
+        weight = _outer(row, start, SIZE, B)
+        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
+    return weight
+
+
+@triton.jit
+def clean(weight, KIND: tl.constexpr):
+    """Scores without negative ones, and, but where mass is added up, with infinity for NaN."""
     weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if KIND != MASS:
         weight = tl.where(weight < float("inf"), weight, float("inf"))
     return weight
+
+
+@triton.jit
+def _inner(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+    vector: tl.constexpr = B.vector
+    source = tl.max_contiguous(row.scores + positions(start, SIZE, B), vector)
+    return tl.load(source, cache_modifier=CACHE).to(tl.float32)
+
+
+@triton.jit
+def _outer(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+    vector: tl.constexpr = B.vector
+    position = positions(start, SIZE, B)
+    source = tl.max_contiguous(row.scores + position, vector)
+    return tl.load(source, mask=position < row.limit, cache_modifier=CACHE).to(tl.float32)
 
 
 @triton.jit
@@ -161,8 +190,19 @@ def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     """Mass or number of a row's weights whose key is at least ``key``."""
     parts = reaching(weight, key, KIND, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
-    return tl.sum(by_thread(parts, B))
+        if KIND == MASS:
+            tile = read_raw(row, start, B.tile, B)
+        else:
+            tile = read(row, start, KIND, B.tile, B)
+        parts += reaching(tile, key, KIND, B.tile, B)
+    found = tl.sum(by_thread(parts, B))
+    if KIND == MASS:
+        if found != found:  # 0 times a score of -inf; there is no NaN in a row that is searched by mass
+            parts = reaching(weight, key, KIND, B.resident, B)
+            for start in range(B.resident, row.last, B.tile):
+                parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
+            found = tl.sum(by_thread(parts, B))
+    return found
 
 
 @triton.jit
