@@ -22,9 +22,34 @@ def write_marked(out, words, start, base, room, SIZE: tl.constexpr, B: tl.conste
     total, most = tl.reduce((number, number), 0, _sum_and_most)
     end = base + total
     if end <= room:
-        target = out + (base + tl.cumsum(number, 0) - number)
+        offset = tl.cumsum(number, 0) - number
+        if B.probe == 3:
+            offset = tl.where(offset < 0, offset, tl.arange(0, SIZE // B.word))
+        target = out + (base + offset)
+        if B.probe == 4:
+            most = 0
         position = start + tl.arange(0, SIZE // B.word) * B.word
         for _ in range(most):
+            tl.store(target, position + lowest_bit(words), mask=words != 0)
+            words &= words - 1
+            target += 1
+    return end
+
+
+@triton.jit
+def write_pair(out, words, others, base, room, SIZE: tl.constexpr, B: tl.constexpr):
+    """The same for two tiles, the first two of a row, at once."""
+    words = tl.join(words, others)  # [SIZE // word, 2]
+    number = popcount(words)
+    totals, most = tl.reduce((number, number), 0, _sum_and_most)
+    before, after = tl.split(totals)
+    end = base + before + after
+    if end <= room:
+        offset = base + tl.cumsum(number, 0) - number
+        second = tl.arange(0, 2)[None, :]
+        target = out + (offset + second * before)
+        position = second * SIZE + tl.arange(0, SIZE // B.word)[:, None] * B.word
+        for _ in range(tl.max(most)):
             tl.store(target, position + lowest_bit(words), mask=words != 0)
             words &= words - 1
             target += 1

@@ -29,7 +29,7 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import marks, ones_from, write_marked
+from specattn.kernels.listing_triton import marks, ones_from, write_marked, write_pair
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
@@ -89,6 +89,8 @@ def select_kernel(
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
+    if B.early:
+        _fetch(own + B.resident, width - B.resident, B)
     weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B, ".cg" if B.shared_cache else "")
     if BY_MASS:
         mass, always, model = survey(row, weight, forced, length, B)
@@ -98,26 +100,33 @@ def select_kernel(
         follower = program + AHEAD
         if follower < tl.num_programs(0):
             _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
-    if BY_MASS:
+    if B.probe == 1:
+        center, spread = model
+        tl.store(counts + program, (mass + always + center + spread).to(tl.int32))
+    elif B.probe == 2:
         weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-        end = _write(indices, row, weight, low, cut, room, B)
-        if end > room:
-            # Read again rather than kept until here, in registers that are needed elsewhere.
-            weight = read(row, 0, COUNT, B.resident, B)
-            low, cut = _by_count(row, weight, room - first, model, STEP, B)
-            end = _write(indices, row, weight, low, cut, room, B)
+        tl.store(counts + program, low + cut + tl.max(weight).to(tl.int32))
     else:
-        wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
-        low, cut = _by_count(row, weight, wanted, model, STEP, B)
-        end = _write(indices, row, weight, low, cut, room, B)
+        if BY_MASS:
+            weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
+            end = _write(indices, row, weight, low, cut, room, B)
+            if end > room:
+                # Read again rather than kept until here, in registers that are needed elsewhere.
+                weight = read(row, 0, COUNT, B.resident, B)
+                low, cut = _by_count(row, weight, room - first, model, STEP, B)
+                end = _write(indices, row, weight, low, cut, room, B)
+        else:
+            wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
+            low, cut = _by_count(row, weight, wanted, model, STEP, B)
+            end = _write(indices, row, weight, low, cut, room, B)
 
-    slot = tl.where(forced < first, forced, forced - last + end)
-    tl.store(indices + slot, forced, mask=forced < length)
-    count = end + (length - last)
-    tl.store(counts + program, count)
-    for start in range(count, capacity, 4 * LANES * B.warps):
-        unused = start + tl.arange(0, 4 * LANES * B.warps)
-        tl.store(indices + unused, -1, mask=unused < capacity)
+        slot = tl.where(forced < first, forced, forced - last + end)
+        tl.store(indices + slot, forced, mask=forced < length)
+        count = end + (length - last)
+        tl.store(counts + program, count)
+        for start in range(count, capacity, 4 * LANES * B.warps):
+            unused = start + tl.arange(0, 4 * LANES * B.warps)
+            tl.store(indices + unused, -1, mask=unused < capacity)
 
 
 @triton.jit
@@ -288,20 +297,35 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def _write(out, row, weight, low, cut, room, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    end = _write_tile(out, row, weight, 0, low, cut, row.first, room, B.resident, B)
-    size: tl.constexpr = B.resident if B.whole else B.tile
-    for start in range(B.resident, row.last, size):
-        tile = read(row, start, COUNT, size, B)
-        end = _write_tile(out, row, tile, start, low, cut, end, room, size, B)
+    words = _words(row, weight, 0, low, cut, B.resident, B)
+    if B.whole == 2:
+        if (row.last > B.resident) & (row.last <= 2 * B.resident):
+            tile = read(row, B.resident, COUNT, B.resident, B)
+            others = _words(row, tile, B.resident, low, cut, B.resident, B)
+            end = write_pair(out, words, others, row.first, room, B.resident, B)
+        else:
+            end = _write_tiles(out, row, words, low, cut, room, B)
+    else:
+        end = _write_tiles(out, row, words, low, cut, room, B)
     return end
 
 
 @triton.jit
-def _write_tile(out, row, weight, start, low, cut, base, room, SIZE: tl.constexpr, B: tl.constexpr):
+def _write_tiles(out, row, words, low, cut, room, B: tl.constexpr):
+    size: tl.constexpr = B.resident if B.whole > 0 else B.tile
+    end = write_marked(out, words, 0, row.first, room, B.resident, B)
+    for start in range(B.resident, row.last, size):
+        others = _words(row, read(row, start, COUNT, size, B), start, low, cut, size, B)
+        end = write_marked(out, others, start, end, room, size, B)
+    return end
+
+
+@triton.jit
+def _words(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
+    """What is kept of a tile, as ``marks``."""
     # In a tile before the cut, all ties are left out.
     threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
     words = marks(weight, threshold, SIZE, B)
     if (start < cut) & (cut < start + SIZE):
         words = (words & ones_from(cut - start, SIZE, B)) | marks(weight, value(low + 1), SIZE, B)
-    words &= ones_from(row.first - start, SIZE, B) & ~ones_from(row.last - start, SIZE, B)
-    return write_marked(out, words, start, base, room, SIZE, B)
+    return words & ones_from(row.first - start, SIZE, B) & ~ones_from(row.last - start, SIZE, B)

@@ -61,7 +61,9 @@ class Blocks(NamedTuple):
     vector: int = 4
     word: int = 32
     shared_cache: bool = False
-    whole: bool = False
+    whole: int = 0
+    early: bool = False
+    probe: int = 0
 
 
 class Row(NamedTuple):
