@@ -61,10 +61,12 @@ def marks(weight, threshold, SIZE: tl.constexpr, B: tl.constexpr):
     """Words ``[SIZE // 32]``, in the order of the positions, whose bits tell which weights reach ``threshold``."""
     rows: tl.constexpr = SIZE // (LANES * B.vector * B.warps)
     lanes: tl.constexpr = B.word // B.vector  # that share a word
-    bit = (1 << tl.arange(0, B.vector)).to(tl.float32)[None, :]
     kept = tl.reshape((weight >= threshold).to(tl.float32), [SIZE // B.vector, B.vector])
-    # Added up in float32, for which there are units beside those that compare.
-    own = tl.sum(kept * bit, 1).to(tl.int32)
+    # Added up in float32, for which there are units beside those that compare. A factor that only the kernel knows
+    # keeps the compiler from adding integers instead.
+    bit = (1 << tl.arange(0, B.vector)).to(tl.float32) * tl.where(threshold < 0, 2.0, 1.0)
+    own = tl.sum(kept * bit[None, :], 1)
+    own = (own + 8388608.0).to(tl.int32, bitcast=True) & ((1 << B.vector) - 1)
     own = tl.reshape(own, [rows, B.warps, LANES // lanes, lanes])
     words = tl.sum(own << (tl.arange(0, lanes) * B.vector)[None, None, None, :], 3)
     words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // B.word])

@@ -38,8 +38,10 @@ from specattn.kernels.threshold_triton import (
     ROUNDING,
     Row,
     by_thread,
+    clean,
     fold,
     read,
+    read_any,
     search,
     value,
     within,
@@ -109,16 +111,16 @@ def select_kernel(
     else:
         if BY_MASS:
             weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-            end = _write(indices, row, weight, low, cut, room, B)
+            end = _write(indices, row, weight, low, cut, room, MASS, B)
             if end > room:
                 # Read again rather than kept until here, in registers that are needed elsewhere.
                 weight = read(row, 0, COUNT, B.resident, B)
                 low, cut = _by_count(row, weight, room - first, model, STEP, B)
-                end = _write(indices, row, weight, low, cut, room, B)
+                end = _write(indices, row, weight, low, cut, room, COUNT, B)
         else:
             wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
             low, cut = _by_count(row, weight, wanted, model, STEP, B)
-            end = _write(indices, row, weight, low, cut, room, B)
+            end = _write(indices, row, weight, low, cut, room, COUNT, B)
 
         slot = tl.where(forced < first, forced, forced - last + end)
         tl.store(indices + slot, forced, mask=forced < length)
@@ -295,37 +297,48 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 
 
 @triton.jit
-def _write(out, row, weight, low, cut, room, B: tl.constexpr):
+def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    words = _words(row, weight, 0, low, cut, B.resident, B)
+    words = _words(row, weight, 0, low, cut, KIND, B.resident, B)
     if B.whole == 2:
         if (row.last > B.resident) & (row.last <= 2 * B.resident):
-            tile = read(row, B.resident, COUNT, B.resident, B)
-            others = _words(row, tile, B.resident, low, cut, B.resident, B)
+            tile = _read_again(row, B.resident, KIND, B.resident, B)
+            others = _words(row, tile, B.resident, low, cut, KIND, B.resident, B)
             end = write_pair(out, words, others, row.first, room, B.resident, B)
         else:
-            end = _write_tiles(out, row, words, low, cut, room, B)
+            end = _write_tiles(out, row, words, low, cut, room, KIND, B)
     else:
-        end = _write_tiles(out, row, words, low, cut, room, B)
+        end = _write_tiles(out, row, words, low, cut, room, KIND, B)
     return end
 
 
 @triton.jit
-def _write_tiles(out, row, words, low, cut, room, B: tl.constexpr):
+def _write_tiles(out, row, words, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     size: tl.constexpr = B.resident if B.whole > 0 else B.tile
     end = write_marked(out, words, 0, row.first, room, B.resident, B)
     for start in range(B.resident, row.last, size):
-        others = _words(row, read(row, start, COUNT, size, B), start, low, cut, size, B)
+        others = _words(row, _read_again(row, start, KIND, size, B), start, low, cut, KIND, size, B)
         end = write_marked(out, others, start, end, room, size, B)
     return end
 
 
 @triton.jit
-def _words(row, weight, start, low, cut, SIZE: tl.constexpr, B: tl.constexpr):
+def _words(row, weight, start, low, cut, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """What is kept of a tile, as ``marks``."""
     # In a tile before the cut, all ties are left out.
     threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
     words = marks(weight, threshold, SIZE, B)
     if (start < cut) & (cut < start + SIZE):
         words = (words & ones_from(cut - start, SIZE, B)) | marks(weight, value(low + 1), SIZE, B)
+    if KIND == MASS:  # 0 is the threshold of everything
+        words = tl.where(low > 0, words, -1 if B.word == 32 else (1 << B.word) - 1)
     return words & ones_from(row.first - start, SIZE, B) & ~ones_from(row.last - start, SIZE, B)
+
+
+@triton.jit
+def _read_again(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+    """The weights of a tile; anything outside of the range, and of a row that is kept by mass where nothing counts."""
+    weight = read_any(row, start, SIZE, B)
+    if KIND == COUNT:
+        weight = clean(weight, COUNT)
+    return weight

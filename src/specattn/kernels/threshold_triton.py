@@ -127,7 +127,7 @@ def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr, CA
     if (start >= row.first) & (start + SIZE <= row.last):
         weight = clean(_inner(row, start, SIZE, B, CACHE), KIND)
     else:
-        weight = clean(_outer(row, start, SIZE, B, CACHE), KIND)
+        weight = clean(read_any(row, start, SIZE, B, CACHE), KIND)
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
@@ -138,7 +138,7 @@ def read_raw(row, start, SIZE: tl.constexpr, B: tl.constexpr):
     if (start >= row.first) & (start + SIZE <= row.last):
         weight = _inner(row, start, SIZE, B)
     else:
-        weight = _outer(row, start, SIZE, B)
+        weight = read_any(row, start, SIZE, B)
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
@@ -149,6 +149,16 @@ def clean(weight, KIND: tl.constexpr):
     weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if KIND != MASS:
         weight = tl.where(weight < float("inf"), weight, float("inf"))
+    return weight
+
+
+@triton.jit
+def read_any(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+    """The scores of a tile as they are, and anything outside of the range."""
+    if start + SIZE <= row.limit:
+        weight = _inner(row, start, SIZE, B, CACHE)
+    else:
+        weight = _outer(row, start, SIZE, B, CACHE)
     return weight
 
 
