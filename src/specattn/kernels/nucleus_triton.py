@@ -36,12 +36,13 @@ from specattn.kernels.threshold_triton import (
     LANES,
     MASS,
     ROUNDING,
-    Row,
     by_thread,
     clean,
     fold,
+    hold,
     read,
     read_any,
+    row_of,
     search,
     value,
     within,
@@ -86,14 +87,14 @@ def select_kernel(
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
     own = scores + row_offset(program, inner, batch_stride, row_stride, entries)
-    row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
+    row = row_of(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width, B)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
     if B.early:
         _fetch(own + B.resident, width - B.resident, B)
-    weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B, ".cg" if B.shared_cache else "")
+    weight = hold(row, MASS if BY_MASS else COUNT, B)
     if BY_MASS:
         mass, always, model = survey(row, weight, forced, length, B)
     else:
@@ -106,15 +107,15 @@ def select_kernel(
         center, spread = model
         tl.store(counts + program, (mass + always + center + spread).to(tl.int32))
     elif B.probe == 2:
-        weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-        tl.store(counts + program, low + cut + tl.max(weight).to(tl.int32))
+        low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
+        tl.store(counts + program, low + cut)
     else:
         if BY_MASS:
-            weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
+            low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
             end = _write(indices, row, weight, low, cut, room, MASS, B)
             if end > room:
                 # Read again rather than kept until here, in registers that are needed elsewhere.
-                weight = read(row, 0, COUNT, B.resident, B)
+                weight = hold(row, COUNT, B)
                 low, cut = _by_count(row, weight, room - first, model, STEP, B)
                 end = _write(indices, row, weight, low, cut, room, COUNT, B)
         else:
@@ -156,12 +157,17 @@ def _fetch(scores, width, B: tl.constexpr):
 @triton.jit
 def survey(row, weight, forced, length, B: tl.constexpr):
     """Mass of the range that is searched, and of the positions that are forced; the model of the former."""
-    parts = fold(weight, B.resident, B)
-    whole, first, second = _moments(weight, MASS, B)
-    for start in range(B.resident, row.last, B.tile):
+    resident, tail = weight
+    parts = fold(resident, B.resident, B)
+    whole, first, second = _moments(resident, MASS, B)
+    for start in range(B.resident, row.tail, B.tile):
         tile = read(row, start, MASS, B.tile, B)
         parts += fold(tile, B.tile, B)
         a, b, c = _moments(tile, MASS, B)
+        whole, first, second = whole + a, first + b, second + c
+    if B.tail:
+        parts += fold(tail, B.tile, B)
+        a, b, c = _moments(tail, MASS, B)
         whole, first, second = whole + a, first + b, second + c
     always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
@@ -172,8 +178,12 @@ def survey(row, weight, forced, length, B: tl.constexpr):
 @triton.jit
 def model_of_count(row, weight, B: tl.constexpr):
     """The model of the positive weights' number."""
-    whole, first, second = _moments(weight, COUNT, B)
-    for start in range(B.resident, row.last, B.tile):
+    resident, tail = weight
+    whole, first, second = _moments(resident, COUNT, B)
+    if B.tail:
+        a, b, c = _moments(tail, COUNT, B)
+        whole, first, second = whole + a, first + b, second + c
+    for start in range(B.resident, row.tail, B.tile):
         a, b, c = _moments(read(row, start, COUNT, B.tile, B), COUNT, B)
         whole, first, second = whole + a, first + b, second + c
     whole, first, second, _ = tl.reduce((whole, first, second, whole), 0, _add_four)
@@ -223,9 +233,7 @@ def find_nucleus(row, weight, p, mass, always, model, STEP: tl.constexpr, B: tl.
     cut = 0
     if (p < 1) & (total > 0) & (total < float("inf")):
         low, cut = _by_mass(row, weight, tl.minimum(p * total - always, mass), mass, model, STEP, B)
-    else:
-        weight = tl.where(weight < float("inf"), weight, float("inf"))
-    return weight, low, cut
+    return low, cut
 
 
 @triton.jit
@@ -270,11 +278,15 @@ def _cut(row, weight, low, drop, KIND: tl.constexpr, B: tl.constexpr):
     """
     cut = 0
     if drop > 0:
-        cut, drop = _skip(row, weight, low, 0, drop, KIND, B.resident, B)
-        for start in range(B.resident, row.last, B.tile):
+        resident, tail = weight
+        cut, drop = _skip(row, resident, low, 0, drop, KIND, B.resident, B)
+        for start in range(B.resident, row.tail, B.tile):
             if cut == start:
                 tile = read(row, start, COUNT, B.tile, B)
                 cut, drop = _skip(row, tile, low, start, drop, KIND, B.tile, B)
+        if B.tail:
+            if cut == row.tail:
+                cut, drop = _skip(row, tail, low, row.tail, drop, KIND, B.tile, B)
         longest: tl.constexpr = (B.resident if B.resident > B.tile else B.tile) // B.warps
         position = cut + tl.arange(0, longest)
         read_again = tl.load(row.scores + position, mask=position < row.last, other=0.0).to(tl.float32)
@@ -299,7 +311,8 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    words = _words(row, weight, 0, low, cut, KIND, B.resident, B)
+    resident, _ = weight
+    words = _words(row, resident, 0, low, cut, KIND, B.resident, B)
     if B.whole == 2:
         if (row.last > B.resident) & (row.last <= 2 * B.resident):
             tile = _read_again(row, B.resident, KIND, B.resident, B)

@@ -63,6 +63,7 @@ class Blocks(NamedTuple):
     shared_cache: bool = False
     whole: int = 0
     early: bool = False
+    tail: bool = False
     probe: int = 0
 
 
@@ -81,6 +82,28 @@ class Row(NamedTuple):
     last: Any
     limit: Any
     width: Any
+    tail: Any
+
+
+@triton.jit
+def row_of(scores, first, last, limit, width, B: tl.constexpr):
+    """A row, whose ``tail`` is where the last of the tiles begins that are not resident, if it is kept, too."""
+    if B.tail:
+        tail = B.resident + tl.maximum((last - B.resident + B.tile - 1) // B.tile - 1, 0) * B.tile
+    else:
+        tail = last
+    return Row(scores, first, last, limit, width, tail)
+
+
+@triton.jit
+def hold(row, KIND: tl.constexpr, B: tl.constexpr):
+    """What a program keeps of its row: the resident tile, and the tail."""
+    CACHE: tl.constexpr = ".cg" if B.shared_cache else ""
+    weight = read(row, 0, KIND, B.resident, B, CACHE)
+    if B.tail:
+        return weight, read(row, row.tail, KIND, B.tile, B)
+    else:
+        return weight, 0.0
 
 
 @triton.jit
@@ -198,10 +221,19 @@ def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexp
 
 
 @triton.jit
+def _reaching_held(held, key, KIND: tl.constexpr, B: tl.constexpr):
+    weight, tail = held
+    parts = reaching(weight, key, KIND, B.resident, B)
+    if B.tail:
+        parts += reaching(tail, key, KIND, B.tile, B)
+    return parts
+
+
+@triton.jit
 def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     """Mass or number of a row's weights whose key is at least ``key``."""
-    parts = reaching(weight, key, KIND, B.resident, B)
-    for start in range(B.resident, row.last, B.tile):
+    parts = _reaching_held(weight, key, KIND, B)
+    for start in range(B.resident, row.tail, B.tile):
         if KIND == MASS:
             tile = read_raw(row, start, B.tile, B)
         else:
@@ -210,8 +242,8 @@ def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     found = tl.sum(by_thread(parts, B))
     if KIND == MASS:
         if found != found:  # 0 times a score of -inf; there is no NaN in a row that is searched by mass
-            parts = reaching(weight, key, KIND, B.resident, B)
-            for start in range(B.resident, row.last, B.tile):
+            parts = _reaching_held(weight, key, KIND, B)
+            for start in range(B.resident, row.tail, B.tile):
                 parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
             found = tl.sum(by_thread(parts, B))
     return found
@@ -220,8 +252,11 @@ def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def heaviest(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     """The highest key of a row's weights that is at most ``key``."""
-    highest = _highest(weight, key, B.resident, B)
-    for start in range(B.resident, row.last, B.tile):
+    resident, tail = weight
+    highest = _highest(resident, key, B.resident, B)
+    if B.tail:
+        highest = tl.maximum(highest, _highest(tail, key, B.tile, B))
+    for start in range(B.resident, row.tail, B.tile):
         highest = tl.maximum(highest, _highest(read(row, start, KIND, B.tile, B), key, B.tile, B))
     return tl.max(highest)
 
