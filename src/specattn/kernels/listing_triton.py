@@ -8,6 +8,7 @@ import triton.language as tl
 
 from specattn.kernels.threshold_triton import LANES
 
+
 @triton.jit
 def write_marked(out, words, start, base, room, SIZE: tl.constexpr, B: tl.constexpr):
     """Write the positions of a tile's marked elements to ``out[base:]``, if they fit into ``room``.

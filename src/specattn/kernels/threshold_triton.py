@@ -98,8 +98,7 @@ def row_of(scores, first, last, limit, width, B: tl.constexpr):
 @triton.jit
 def hold(row, KIND: tl.constexpr, B: tl.constexpr):
     """What a program keeps of its row: the resident tile, and the tail."""
-    CACHE: tl.constexpr = ".cg" if B.shared_cache else ""
-    weight = read(row, 0, KIND, B.resident, B, CACHE)
+    weight = read(row, 0, KIND, B.resident, B, B.shared_cache)
     if B.tail:
         return weight, read(row, row.tail, KIND, B.tile, B)
     else:
@@ -141,16 +140,16 @@ def within(start, first, last, SIZE: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
     """The weights of a tile: 0 for negative scores and outside of ``[first, last)``.
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
     # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
     if (start >= row.first) & (start + SIZE <= row.last):
-        weight = clean(_inner(row, start, SIZE, B, CACHE), KIND)
+        weight = clean(_inner(row, start, SIZE, B, PAST_L1), KIND)
     else:
-        weight = clean(read_any(row, start, SIZE, B, CACHE), KIND)
+        weight = clean(read_any(row, start, SIZE, B, PAST_L1), KIND)
         weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
     return weight
 
@@ -176,28 +175,28 @@ def clean(weight, KIND: tl.constexpr):
 
 
 @triton.jit
-def read_any(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+def read_any(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
     """The scores of a tile as they are, and anything outside of the range."""
     if start + SIZE <= row.limit:
-        weight = _inner(row, start, SIZE, B, CACHE)
+        weight = _inner(row, start, SIZE, B, PAST_L1)
     else:
-        weight = _outer(row, start, SIZE, B, CACHE)
+        weight = _outer(row, start, SIZE, B, PAST_L1)
     return weight
 
 
 @triton.jit
-def _inner(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+def _inner(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
     vector: tl.constexpr = B.vector
     source = tl.max_contiguous(row.scores + positions(start, SIZE, B), vector)
-    return tl.load(source, cache_modifier=CACHE).to(tl.float32)
+    return tl.load(source, cache_modifier=".cg" if PAST_L1 else "").to(tl.float32)
 
 
 @triton.jit
-def _outer(row, start, SIZE: tl.constexpr, B: tl.constexpr, CACHE: tl.constexpr = ""):
+def _outer(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
     vector: tl.constexpr = B.vector
     position = positions(start, SIZE, B)
     source = tl.max_contiguous(row.scores + position, vector)
-    return tl.load(source, mask=position < row.limit, cache_modifier=CACHE).to(tl.float32)
+    return tl.load(source, mask=position < row.limit, cache_modifier=".cg" if PAST_L1 else "").to(tl.float32)
 
 
 @triton.jit
