@@ -8,6 +8,7 @@ several parts have counts once, of the first complete one. All parts must have t
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -159,8 +160,15 @@ def _finite(ends: Sequence[float] | None) -> Sequence[float] | None:
 
 
 def read_part(path: Path) -> Part:
-    """A report, alone in its file or in the last line of it; nothing of one that was killed before its end."""
-    text = path.read_text(encoding="utf-8").strip()
+    """A report, alone in its file or in the last line of it; nothing of one that was killed before its end.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        return {}
     for candidate in (text, text[text.rfind("\n") + 1 :]):
         try:
             part = json.loads(candidate)
@@ -171,11 +179,18 @@ def read_part(path: Path) -> Part:
     return {}
 
 
-def main(paths: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the whole, and on stderr what is missing in it."""
-    if not paths:
-        sys.exit(__doc__)
-    whole = merge({path: read_part(Path(path)) for path in paths})
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("reports", nargs="+", metavar="REPORT", help="a file that has an evaluation's JSON")
+    asked = parser.parse_args(arguments)
+    try:
+        parts = {path: read_part(Path(path)) for path in asked.reports}
+    except OSError as error:
+        parser.error(f"cannot read {error.filename}: {error.strerror}")
+    whole = merge(parts)
     for name in whole["incomplete_parts"]:
         print(f"incomplete: {name}", file=sys.stderr)
     print(f"dense references differ by {whole['reference_spread']:.1e} at most", file=sys.stderr)
@@ -184,4 +199,4 @@ def main(paths: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -27,17 +28,20 @@ that takes is how long the first request must last until the last has begun."""
 
 
 def main() -> None:
-    """Measure every batch and context, and write the rows."""
+    """Measure every batch and context, the smallest first, and write the rows."""
     arguments = _arguments()
     cells = [(batch, context) for batch in arguments.batch for context in arguments.context]
     longest = max(context + tokens_needed(batch, context, arguments.steps) for batch, context in cells)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    rows: list[dict[str, Any]] = []
+    document = {"rows": rows, "environment": {"vllm": version("vllm"), "gpu": device}}
     with tempfile.TemporaryDirectory() as folder:
         write_config(SHAPES[arguments.shape].target, Path(folder), longest)
         llm = _engine(folder, longest, max(arguments.batch))
-        rows = [row(llm, arguments.shape, *cell, arguments.steps) for cell in cells]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    document = {"rows": rows, "environment": {"vllm": version("vllm"), "gpu": device}}
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for cell in sorted(cells, key=prod):
+            rows.append(row(llm, arguments.shape, *cell, arguments.steps))
+            # After each cell: the largest takes minutes to read, and what is done should not wait for it.
+            arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     json.dump(document, sys.stdout)
     print()
 

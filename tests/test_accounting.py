@@ -60,3 +60,13 @@ def test_fractions_are_over_the_targets_full_read_and_a_new_request_starts_at_ze
     assert read_fractions(target, draft, 1) == (0.0, 0.0)
     target.reset(2)
     assert read_fractions(target, draft, 2) == (0.0, 0.0)
+
+
+def test_keys_alone_are_half_of_what_is_read_or_as_many_bytes_as_a_copy_has():
+    one = meter()
+    one.add_keys(SLOTS, torch.tensor([10, 6]))
+    assert one.read.tolist() == [6 * 3 * 2 * ROW / 2, 0, 10 * 3 * 2 * ROW / 2]
+    one = meter()
+    one.add_keys(SLOTS, torch.tensor([10, 6]), 5, heads=torch.tensor([4, 1]))
+    assert one.read.tolist() == [6 * 5, 0, 4 * 10 * 5]
+    assert one.full.tolist() == [0, 0, 0]

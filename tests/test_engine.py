@@ -309,15 +309,16 @@ def test_a_round_without_memory_names_what_needs_less(monkeypatch):
 
 def test_a_prompt_without_memory_leaves_the_others_running(monkeypatch):
     with Engine(tiny_pair("llama"), method="dense", max_batch=2, max_tokens=200) as engine:
-        prefill = engine._prefill
+        admission = engine._admission
+        read = admission.read
 
         def first_fails(active):
-            monkeypatch.setattr(engine, "_prefill", prefill)
+            monkeypatch.setattr(admission, "read", read)
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmore to say"
             )
 
-        monkeypatch.setattr(engine, "_prefill", first_fails)
+        monkeypatch.setattr(admission, "read", first_fails)
         ids = [engine.submit(Request(PROMPT, 5, ignore_eos=True)) for _ in range(2)]
         results = {update.id: update.result for update in engine.stream() if update.result}
     assert results[ids[0]].error == "CUDA out of memory. Tried to allocate 2 GiB"

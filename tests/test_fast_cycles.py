@@ -83,7 +83,9 @@ def test_greedy_and_sampled_requests_of_one_batch():
     assert figures(fast) == figures(slow)
 
 
-@pytest.mark.parametrize("method", [SPARSE_DRAFT, f"{SPARSE_DRAFT}:every_row=true"])
+@pytest.mark.parametrize(
+    "method", [SPARSE_DRAFT, f"{SPARSE_DRAFT}:every_row=true", f"{SPARSE_DRAFT}:map=global"]
+)
 @pytest.mark.parametrize("every", [1, 11, "auto"])
 def test_the_dense_tokens_with_a_draft_that_reads_lists(every, method):
     results = serve(ask(), method, max_batch=3, lossless_every=every)

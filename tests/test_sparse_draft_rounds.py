@@ -24,7 +24,13 @@ def ask(prompts, count: int, sampling: SamplingParams | None = None) -> list[Req
 
 
 @pytest.mark.parametrize(
-    "method", ["specattn:p=0.6", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:every_row=true"]
+    "method",
+    [
+        "specattn:p=0.6",
+        "specattn:p=0.6:map=global",
+        "specattn:p=0.6:every_row=true",
+        "specattn:rate=0.2:every_row=true",
+    ],
 )
 @pytest.mark.parametrize("sampling", [SamplingParams(), SAMPLED])
 def test_lists_of_all_that_counts_are_a_dense_draft(sampling, method):
@@ -60,7 +66,7 @@ def test_the_copy_follows_the_keys(gamma):
     with Engine(pair, method=method, fallback=True, **options) as engine:
         for request in ask([LONG, *RAGGED], 20):
             engine.submit(request)
-        while len(engine._active) < 2 or engine._waiting:
+        while len(engine._active) < 2 or engine._admission.waiting:
             engine.advance()
         engine.advance()
         draft = engine.speculator.draft
@@ -85,7 +91,7 @@ def test_fewer_bits_are_fewer_bytes():
     assert none > int8 > int4
 
 
-@pytest.mark.parametrize("draft_p", ["0.3", "0.9", "0.9:every_row=true"])
+@pytest.mark.parametrize("draft_p", ["0.3", "0.9", "0.9:every_row=true", "0.3:map=global"])
 def test_a_target_that_reads_everything_is_not_led_astray(draft_p):
     """Whatever the draft proposes, greedy tokens are the target's."""
     pair, requests = make("llama", layers=4), ask([LONG, PROMPT], 30)
@@ -116,10 +122,11 @@ def test_a_step_for_the_last_row_reads_a_list_more():
     assert sparse.draft_read_fraction / dense.draft_read_fraction == pytest.approx(5.5 / 5, rel=0.02)
 
 
-def test_neighbours_and_reused_slots_change_nothing():
+@pytest.mark.parametrize("mapped", ["heads", "global"])
+def test_neighbours_and_reused_slots_change_nothing(mapped):
     pair = make("qwen2", layers=4)
     options = {"fast": True, "max_tokens": 600}
-    method = "specattn:p=0.6:draft_p=0.5"
+    method = f"specattn:p=0.6:draft_p=0.5:map={mapped}"
     alone = [figures(serve(pair, ask([prompt], 20), method, **options))[0] for prompt in [LONG, *RAGGED]]
     together = figures(serve(pair, ask([LONG, *RAGGED], 20), method, **options, max_batch=3))
     assert together == alone

@@ -71,15 +71,18 @@ class ReadMeter:
         """``nbytes`` ``[batch]`` of something else that was read."""
         self.read.index_add_(0, slots, nbytes.double())
 
-    def add_keys(self, slots: Tensor, visible: Tensor, key_bytes: int | None = None) -> None:
-        """A pass over the keys alone of ``visible`` ``[batch]`` tokens, all layers.
+    def add_keys(
+        self, slots: Tensor, visible: Tensor, key_bytes: int | None = None, heads: Tensor | None = None
+    ) -> None:
+        """A pass over the keys alone of ``visible`` ``[batch]`` tokens.
 
         Args:
             key_bytes: of one key, where a copy in fewer bytes is read.
+            heads: ``[batch]``, of how many KV heads, those of all layers counted; all if ``None``.
         """
         key_bytes = self.geometry.row_bytes // 2 if key_bytes is None else key_bytes
-        nbytes = visible.double() * (self.geometry.kv_heads * key_bytes)
-        self.read.index_add_(0, slots, nbytes * self.geometry.layers)
+        keys = visible.double() * (self.geometry.layers * self.geometry.kv_heads if heads is None else heads)
+        self.read.index_add_(0, slots, keys * key_bytes)
 
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1

@@ -47,7 +47,8 @@ class PagedKVCache:
         page_size: tokens a page; what suits ``stores`` if ``None``.
 
     Attributes:
-        keys, values: for each layer ``[rows, kv_heads, head_dim]``.
+        key_pool, value_pool: ``[layers, rows, kv_heads, head_dim]``.
+        keys, values: views of them, for each layer ``[rows, kv_heads, head_dim]``.
         block_table: int32 ``[slots + 1, pages_a_request]``, unused entries are 0.
         spare_slot: the last row of the table, which no request ever has: where padding of a batch reads and writes.
         stores: the side stores by what asked for them.
@@ -80,13 +81,12 @@ class PagedKVCache:
         rows = pages * page_size
         needed = rows * geometry.token_bytes + sum(spec.nbytes(geometry, rows) for spec in stores)
         check_memory(needed, self.device, f"a KV cache of {tokens:,} tokens")
-        shape = (rows, geometry.kv_heads, geometry.head_dim)
-        self.keys: Sequence[Tensor] = [
-            torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
-        ]
-        self.values: Sequence[Tensor] = [
-            torch.empty(shape, dtype=geometry.dtype, device=device) for _ in range(geometry.layers)
-        ]
+        # In one tensor, so that a kernel can go through all layers.
+        shape = (geometry.layers, rows, geometry.kv_heads, geometry.head_dim)
+        self.key_pool = torch.empty(shape, dtype=geometry.dtype, device=device)
+        self.value_pool = torch.empty(shape, dtype=geometry.dtype, device=device)
+        self.keys: Sequence[Tensor] = list(self.key_pool)
+        self.values: Sequence[Tensor] = list(self.value_pool)
         width = self.pages_for(max_length or tokens)
         self.spare_slot = slots
         self.block_table = torch.zeros(slots + 1, width, dtype=torch.int32, device=device)
@@ -256,7 +256,7 @@ class PagedKVCache:
     @property
     def nbytes(self) -> int:
         """Bytes that the pool and its side stores occupy."""
-        pool = sum(k.nbytes + v.nbytes for k, v in zip(self.keys, self.values, strict=True))
+        pool = self.key_pool.nbytes + self.value_pool.nbytes
         return pool + sum(store.nbytes for store in self.stores.values())
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
-from specattn.engine import Engine, Progress
+from specattn.admission import Progress
+from specattn.engine import Engine
 from specattn.errors import SpecAttnError, UsageError
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair

@@ -86,6 +86,19 @@ def test_a_sparse_draft(tiny: None) -> None:
     assert sparse["bytes"] == pytest.approx(dense["bytes"] - saved)
 
 
+@pytest.mark.parametrize("keys,nbytes", [("none", 16 * 2), ("int8", 16 + 4)])
+def test_a_sparse_drafts_rounds_are_the_mean_of_all_turns(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, keys: str, nbytes: int
+) -> None:
+    """Of two KV heads one is scored each time, the other for one of eight requests."""
+    method = replace(METHOD, draft_p=0.9, draft_keys=keys)
+    plan = replace(PLAN, method=method, contexts=[1024], batches=[8])
+    every = run(plan).rows[-1]
+    monkeypatch.setattr(decode, "EXPORTED_HEADS", 2)
+    some = run(plan).rows[-1]
+    assert every["bytes"] - some["bytes"] == pytest.approx(7 * (1024 + 3) * nbytes)
+
+
 @pytest.mark.parametrize("method", [METHOD, replace(METHOD, draft_p=0.9, draft_keys="int8")])
 def test_a_step_for_the_last_row(tiny: None, method: SpecAttn) -> None:
     """One more of the draft's passes, without its output head, and what it reads of keys and values."""
@@ -103,7 +116,8 @@ def test_a_step_for_the_last_row(tiny: None, method: SpecAttn) -> None:
     assert more[-1]["bytes"] - usual[-1]["bytes"] == pytest.approx(weights + reads)
 
 
-def test_resetting_undoes_what_rounds_changed(tiny: None) -> None:
+def test_resetting_undoes_what_rounds_changed(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "EXPORTED_HEADS", 2)
     pair = decode.random_pair("tiny", TINY, replace(PLAN, method=replace(METHOD, draft_p=0.9)), CPU)
     setting = Setting(pair, 2, 128, 3, 4)
     setting.fill()
@@ -112,7 +126,9 @@ def test_resetting_undoes_what_rounds_changed(tiny: None) -> None:
     with torch.inference_mode():
         first = round.run()[:, :5].clone()
         table = round.requests.table.clone()
+        assert round.drafting.memory.rounds.tolist() == [1, 1, 0]
         steady.reset()
+        assert round.drafting.memory.rounds.tolist() == [0, 0, 0]
         assert not torch.equal(round.requests.table, table)
         assert torch.equal(round.run()[:, :5], first)
         assert torch.equal(round.requests.table, table)
@@ -288,6 +304,14 @@ def test_rows_of_a_pair_that_exists(pair: tuple[Pair, Mapping]) -> None:
     assert report.ratios["real_128_b3_vs_speculation"] == pytest.approx(speed_up)
 
 
+@pytest.mark.parametrize("drawn", [{"rate": 0.2}, {"tail": 0.1, "power": 0.8}])
+def test_what_a_pair_that_exists_draws_is_timed(pair: tuple[Pair, Mapping], drawn: dict[str, float]) -> None:
+    models, mapping = pair
+    plan = Plan([96], [2], replace(METHOD, **drawn), gamma=2)
+    report = decode.run_pair(models, mapping, documents(2, 97), plan, HostTimer(), BANDWIDTH)
+    assert report.gate == "passed" and 0 < report.rows[-1]["density"] < 1
+
+
 def test_lossless_cycles_of_a_pair_that_exists(
     pair: tuple[Pair, Mapping], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,8 +426,8 @@ def test_a_pair_without_a_fast_path(pair: tuple[Pair, Mapping]) -> None:
         ({"acceptance": -0.1}, "acceptance -0.1 must lie between 0 and 1"),
         ({"contexts": [2048, 24]}, "context 24 is below 25"),
         (
-            {"contexts": [45], "method": replace(METHOD, draft_p=0.9, every_row=True)},
-            "context 45 is below 46",
+            {"contexts": [80], "method": replace(METHOD, draft_p=0.9, every_row=True)},
+            "context 80 is below 81",
         ),
     ],
 )

@@ -116,3 +116,42 @@ def test_files_are_read_as_commands_leave_them(
     whole = json.loads(printed.out)
     assert whole["documents"] == ["a", "b"] and whole["incomplete_parts"] == [str(paths[2])]
     assert f"incomplete: {paths[2]}" in printed.err and "differ by 0.0e+00 at most" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.json"], "cannot read missing.json: No such file"),
+        (["."], "cannot read .: Is a directory"),
+        (["--output", "all.json"], "unrecognized arguments: --output"),
+        ([], "required: REPORT"),
+    ],
+)
+def test_what_is_no_file_is_refused(
+    words: list[str],
+    message: str,
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all.json").write_text(json.dumps(A), encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        script.main(words)
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and message in printed.err and not printed.out
+
+
+def test_a_file_that_is_no_report_has_no_results(script: ModuleType, tmp_path: Path) -> None:
+    for content in (b"a book", b"caf\xe9", b"[1]"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(SystemExit, match=r"no results in .*a\.json"):
+            script.main([str(tmp_path / "a.json")])
+
+
+def test_help_says_what_it_does(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        script.main(["--help"])
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and "REPORT" in printed and "Join the JSON of evaluations" in printed

@@ -49,8 +49,25 @@ def test_the_shape_of_a_model_that_exists() -> None:
 
 def test_a_random_mapping_mixes() -> None:
     mapping = random_mapping(SHAPES["qwen-coder"], 64, torch.device("cpu"))
-    assert mapping.global_heads.numel() == 64 and mapping.global_heads.diff().gt(0).all()
+    assert mapping.global_heads.numel() == 63 and mapping.global_heads.diff().gt(0).all()
     assert mapping.global_kv.sum(-1).sub(1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_heads_of_a_random_mapping_are_whole_groups_of_all_depths(name: str) -> None:
+    draft = SHAPES[name].draft
+    heads = random_mapping(SHAPES[name], 64, torch.device("cpu")).global_heads
+    group = draft.heads // draft.kv_heads
+    numbers, counts = (heads // group).unique(return_counts=True)
+    assert set(counts.tolist()) == {group} and abs(len(heads) - 64) < group
+    gaps = (numbers // draft.kv_heads).diff()
+    assert gaps.max() - gaps.min() <= 1, "evenly spread over the layers"
+
+
+def test_a_random_mapping_has_a_group_at_least_and_all_at_most() -> None:
+    few, many = (random_mapping(SHAPES["qwen3"], heads, torch.device("cpu")) for heads in (1, 10**6))
+    assert few.global_heads.tolist() == [0, 1]
+    assert many.global_heads.tolist() == list(range(28 * 16))
 
 
 def test_unknown_names() -> None:

@@ -36,3 +36,12 @@ def record_progress(monkeypatch: pytest.MonkeyPatch, module: str) -> dict[str, l
 
     monkeypatch.setattr(f"{module}.Bars", Recorder)
     return shown
+
+
+def refused(result: Result, *parts: str, code: int = 2) -> None:
+    """The run ended with one line ``error: ...`` that says these things, and nothing on stdout."""
+    line = result.stderr.splitlines()[-1]
+    assert result.exit_code == code, result.stderr
+    assert line.startswith("error: ") and result.stdout == ""
+    assert [part for part in parts if part not in line] == []
+    assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""A tiny pair in folders, a text and a mapping, made once."""
+"""A tiny pair in folders, a text and a mapping, made once; and what generates with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from command import run
+from generate_case import LIMIT
 from tiny import tiny_pair
 
 WORDS = "the draft reads a long book and tells its target where to look for a token of every round"
@@ -38,3 +39,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(
         folder=folder, text=text, models=models, mapping=mapping, calibrated=calibrated, pair=pair
     )
+
+
+@pytest.fixture
+def generate(tiny: SimpleNamespace):
+    """Generate with the tiny pair; its mapping is named unless ``mapping`` is false."""
+
+    def call(*arguments: object, mapping: bool = True, **options):
+        named = ["--mapping", tiny.mapping] if mapping else []
+        return run("generate", *LIMIT, *arguments, *named, *tiny.models, **options)
+
+    return call

@@ -18,7 +18,7 @@ def test_the_summary_says_what_the_file_says(tiny: SimpleNamespace) -> None:
     report, mapping = document(tiny.calibrated), Mapping.load(tiny.mapping)
     assert report["mapping"] == str(tiny.mapping)
     assert report["layer_map"] == mapping.layer_map.tolist()
-    assert report["global_heads"] == mapping.global_heads.tolist() and len(report["global_heads"]) == 3
+    assert report["global_heads"] == mapping.global_heads.tolist() and len(report["global_heads"]) == 4
     for figure in ("metric", "tokens", "rounds", "kl_layer_map", "kl_global", "kl_heads"):
         assert report[figure] == getattr(mapping.metadata, figure), figure
     assert (report["metric"], report["tokens"], report["rounds"]) == ("kl", 128, 8)

@@ -13,8 +13,9 @@ from command import document, record_progress, run
 
 import specattn.evaluation.fidelity
 from specattn.cli.docs import markdown
+from specattn.evaluation.decoding import Decoding
 from specattn.evaluation.documents import load_documents
-from specattn.evaluation.fidelity import evaluate
+from specattn.evaluation.fidelity import FidelityResult, evaluate
 from specattn.evaluation.summary import means
 from specattn.mapping import Mapping
 from specattn.selection.registry import parse_method
@@ -234,15 +235,14 @@ def test_results_survive(
 def test_results_survive_a_lack_of_memory(
     evaluation, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = specattn.evaluation.fidelity._Session
-    decode = session.run
+    decode = Decoding.run
 
-    def full(self, method, mapping):
-        if method.name == "streaming":
+    def full(self: Decoding) -> list[FidelityResult]:
+        if self.method.name == "streaming":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return decode(self, method, mapping)
+        return decode(self)
 
-    monkeypatch.setattr(session, "run", full)
+    monkeypatch.setattr(Decoding, "run", full)
     result = evaluation("fidelity", "--rows", 10, "--json")
     assert result.exit_code == 1
     line = result.stderr.splitlines()[-1]

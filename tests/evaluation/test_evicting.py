@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from eviction_papers import Forgetful, H2OReading, snapkv
-from masked_model import attention_weights, causal, masked_logits
-from test_fidelity import (
+from fidelity_case import (
     CONTEXT,
     GAMMA,
     PREFIX,
@@ -17,11 +16,13 @@ from test_fidelity import (
     figures,
     run,
 )
+from masked_model import attention_weights, causal, masked_logits
 from tiny import tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
 from specattn.attention import attached
-from specattn.evaluation.fidelity import _Session
+from specattn.evaluation.decoding import Decoding
+from specattn.evaluation.session import Session
 from specattn.pairs import Pair
 from specattn.prefill.dense import Dense
 from specattn.selection.registry import parse_method
@@ -99,7 +100,7 @@ def test_a_method_leaves_no_trace_for_the_next():
 def test_the_caches_are_left_as_they_were(method):
     pair = tiny_pair("llama")
     documents = [document("a", 1), document("b", 2)]
-    session = _Session(pair, CONTEXT, ROWS, GAMMA, 2, Dense(), [parse_method(method)], None)
+    session = Session(pair, CONTEXT, ROWS, GAMMA, 2, Dense(), [parse_method(method)], None)
 
     def contents() -> list[Tensor]:
         caches = [runner.cache for runner in session.runners]
@@ -115,7 +116,7 @@ def test_the_caches_are_left_as_they_were(method):
     with attached(*pair.models), torch.inference_mode():
         session.read(documents)
         before = contents()
-        session.run(parse_method(method), None)
+        Decoding(session, parse_method(method), None).run()
         after = contents()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 

@@ -3,77 +3,38 @@
 from __future__ import annotations
 
 import math
-import weakref
 
 import pytest
 import torch
+from fidelity_case import (
+    CONTEXT,
+    GAMMA,
+    PREFIX,
+    ROWS,
+    SPANS,
+    assert_dense,
+    assert_figures,
+    document,
+    figures,
+    run,
+)
 from masked_model import (
     attention_weights,
     causal,
     masked_logits,
     mixture_mask,
-    round_spans,
     streaming_mask,
 )
 from tiny import MODEL_TYPES, tiny_mapping, tiny_model, tiny_pair, tiny_tokenizer
 from torch import Tensor
 
-from specattn.errors import CacheFullError, UsageError
 from specattn.evaluation.documents import Document
-from specattn.evaluation.fidelity import FidelityResult, evaluate
+from specattn.evaluation.fidelity import evaluate
 from specattn.generation import generate
 from specattn.pairs import Pair
 from specattn.selection.base import Method
 from specattn.selection.registry import parse_method
 from specattn.selection.specattn import SpecAttn
-
-CONTEXT, ROWS, GAMMA = 120, 43, 4
-PREFIX = CONTEXT - ROWS
-SPANS = round_spans(PREFIX, CONTEXT, GAMMA)
-
-
-def document(name: str = "book", seed: int = 4, length: int = CONTEXT + 1) -> Document:
-    tokens = torch.randint(3, 90, (length,), generator=torch.Generator().manual_seed(seed))
-    return Document(name, tokens.tolist())
-
-
-def run(pair: Pair, methods: list[str], documents: list[Document] | None = None, **options):
-    options = {"context": CONTEXT, "rows": ROWS, "gamma": GAMMA, **options}
-    if pair.draft is not None:
-        options.setdefault("mapping", tiny_mapping(pair))
-    return list(evaluate(pair, documents or [document()], [parse_method(m) for m in methods], **options))
-
-
-def figures(dense: Tensor, sparse: Tensor, tokens: list[int]) -> dict[str, float]:
-    """The figures of the evaluated rows from logits ``[context, vocab]``, in float64, row by row."""
-    sums = dict.fromkeys(("kl", "total_variation", "top1_agreement", "nll", "nll_dense"), 0.0)
-    for row in range(PREFIX, CONTEXT):
-        p, q = dense[row].double().softmax(0), sparse[row].double().softmax(0)
-        sums["kl"] += float((p * (p / q).log()).sum())
-        sums["total_variation"] += float((p - q).abs().sum()) / 2
-        sums["top1_agreement"] += float(p.argmax() == q.argmax())
-        sums["nll"] -= float(q[tokens[row + 1]].log())
-        sums["nll_dense"] -= float(p[tokens[row + 1]].log())
-    means = {name: total / ROWS for name, total in sums.items()}
-    perplexities = {
-        name.replace("nll", "perplexity"): float(torch.tensor(means.pop(name)).exp())
-        for name in ("nll", "nll_dense")
-    }
-    return means | perplexities
-
-
-def assert_figures(result: FidelityResult, expected: dict[str, float]) -> None:
-    for name, value in expected.items():
-        assert getattr(result, name) == pytest.approx(value, rel=2e-3, abs=1e-6), name
-
-
-def assert_dense(result: FidelityResult) -> None:
-    assert abs(result.kl) < 1e-9
-    assert result.total_variation < 1e-5
-    assert result.top1_agreement == 1
-    assert result.attention_mass == pytest.approx(1, abs=1e-6)
-    assert result.kv_read_fraction == 1
-    assert result.perplexity == pytest.approx(result.perplexity_dense, rel=1e-5)
 
 
 def test_the_rounds_behind_a_result():
@@ -257,145 +218,6 @@ def test_a_last_round_of_one_row_is_dense_for_methods_that_look_at_the_draft():
     assert result.kl > 1e-3
 
 
-# What stays as it was
-
-
-SOME = ["streaming:budget=0.2", "specattn:p=0.7", "dense", "oracle:p=0.8", "specattn-paper:p=0.7"]
-
-
-def test_a_method_leaves_no_trace_for_the_next():
-    pair = tiny_pair("qwen3", layers=4)
-    first = run(pair, SOME)
-    assert run(pair, SOME) == first
-    assert run(pair, SOME[::-1]) == first[::-1]
-    assert run(pair, [SOME[1]] * 3) == [first[1]] * 3
-
-
-def test_a_document_leaves_no_trace_for_the_next():
-    pair = tiny_pair("qwen3", layers=4)
-    documents = [document("a", 1, 150), document("b", 2), document("a", 1)]
-    results = run(pair, SOME, documents, batch=1)
-    assert results[: len(SOME)] == results[2 * len(SOME) :]
-    assert [result.document for result in results] == ["a"] * 5 + ["b"] * 5 + ["a"] * 5
-    assert results[5:10] == run(pair, SOME, documents[1:2])
-
-
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text"])
-def test_documents_in_a_batch_give_what_each_gives_alone(model_type):
-    pair = tiny_pair(model_type, layers=4)
-    documents = [document(name, seed) for seed, name in enumerate("abcde")]
-    together = run(pair, SOME, documents, batch=3)
-    alone = run(pair, SOME, documents, batch=1)
-    order = {(result.document, result.method): result for result in alone}
-    assert [r.document for r in together] == ["a", "b", "c"] * 5 + ["d", "e"] * 5
-    for result in together:
-        expected = order[result.document, result.method]
-        for name in ("kl", "perplexity", "attention_mass", "kv_read_fraction", "draft_read_fraction"):
-            assert getattr(result, name) == pytest.approx(getattr(expected, name), rel=1e-4, abs=1e-9)
-
-
-def test_the_reference_is_held_once(monkeypatch):
-    from specattn.evaluation import fidelity
-
-    monkeypatch.setattr(fidelity, "REFERENCE_ROWS", 8)
-    logits, session = fidelity._Session._logits, []
-    chunks, alive = [], []
-
-    def observed(self, target, step, start, count):
-        result = logits(self, target, step, start, count)
-        if count == fidelity.REFERENCE_ROWS:
-            alive.append(sum(chunk() is not None for chunk in chunks))
-            chunks.append(weakref.ref(result))
-            session[:] = [self]
-        return result
-
-    monkeypatch.setattr(fidelity._Session, "_logits", observed)
-    places = []
-    for _ in evaluate(
-        tiny_pair("llama"),
-        [document(name, seed) for seed, name in enumerate("abc")],
-        [parse_method("streaming")],
-        context=CONTEXT,
-        rows=ROWS,
-        batch=2,
-    ):
-        places.append(session[0].reference.data_ptr())
-    assert len(alive) == 2 * (ROWS // 8) and max(alive) <= 1, "a chunk goes when it is in its place"
-    assert len(set(places)) == 1, "the next batch writes to the same tensor"
-
-
-@pytest.mark.parametrize(
-    ("batch", "remedy"), [(2, "(--batch), a shorter"), (1, "Evaluate a shorter context")]
-)
-@pytest.mark.parametrize("place", ["__init__", "read", "run"])
-def test_out_of_memory_names_what_needs_less(place, batch, remedy, monkeypatch):
-    from specattn.evaluation import fidelity
-
-    def full(self, *arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has\nmore to say")
-
-    monkeypatch.setattr(fidelity._Session, place, full)
-    with pytest.raises(CacheFullError) as caught:
-        run(tiny_pair("llama"), ["streaming"], [document("a"), document("b")], batch=batch)
-    message = str(caught.value)
-    assert f"batch={batch}, context={CONTEXT} and rows={ROWS}: CUDA out of memory. Tried to" in message
-    assert "allocate 2.50 GiB. Evaluate" in message and remedy in message and "--rows" in message
-
-
-def test_between_results_the_models_are_as_they_were():
-    """A caller may use the model, or train it, before asking for the next result."""
-    pair = tiny_pair("llama")
-    ids = torch.tensor([document().tokens])
-    expected = pair.target(ids).logits
-    results = evaluate(
-        pair, [document()], [parse_method(m) for m in FULL[:3]], context=CONTEXT, rows=ROWS, gamma=GAMMA
-    )
-    for result in results:
-        assert_dense(result)
-        assert {model.config._attn_implementation for model in pair.models} == {"sdpa"}
-        assert not torch.is_inference_mode_enabled()
-        assert torch.equal(pair.target(ids).logits, expected)
-
-
-def test_results_come_one_by_one(monkeypatch):
-    pair = tiny_pair("llama")
-    passes = 0
-    real = type(pair.target).forward
-
-    def forward(self, *args, **kwargs):
-        nonlocal passes
-        passes += 1
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(pair.target), "forward", forward)
-    methods = [parse_method(name) for name in ("dense", "streaming", "dense")]
-    results = evaluate(pair, [document()], methods, context=CONTEXT, rows=ROWS, gamma=GAMMA)
-    assert passes == 0
-    counts = []
-    for _ in results:
-        counts.append(passes)
-    read = 1 + 1 + 1  # both prefills and the dense reference
-    assert counts == [read + number * len(SPANS) for number in (1, 2, 3)]
-
-
-def test_progress_reports_every_token():
-    done: dict[str, int] = {}
-    seen: list[str] = []
-
-    def progress(what: str, count: int) -> None:
-        done[what] = done.get(what, 0) + count
-        seen.append(what)
-
-    run(tiny_pair("llama"), ["specattn", "streaming"], progress=progress)
-    assert done == {
-        "book: target prefill": PREFIX,
-        "book: draft prefill": PREFIX,
-        "book: dense reference": ROWS,
-        "book: specattn": ROWS,
-        "book: streaming": ROWS,
-    }
-
-
 # What is read
 
 
@@ -445,45 +267,6 @@ def test_a_pair_without_a_draft():
     plain = Pair("plain", pair.target, None, pair.tokenizer)
     names = ["streaming:budget=0.2", "dense", "oracle:p=0.7"]
     assert run(plain, names) == run(pair, names)
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rows": CONTEXT}, f"rows={CONTEXT} must be at least 1 and below context={CONTEXT}"),
-        ({"rows": 0}, "rows=0"),
-        ({"rows": -3}, "rows=-3"),
-        ({"gamma": 0}, "gamma=0 must be at least 1"),
-        ({"context": 513}, "context=513 is beyond the models' limit of 512"),
-        ({"context": CONTEXT + 1}, r"'book' has 121 tokens and 122 are needed"),
-        ({"batch": 0}, "batch=0"),
-        ({"mapping": None}, "needs a mapping calibrated for tiny-llama"),
-    ],
-)
-def test_refusals_come_before_any_work(options, message, monkeypatch):
-    pair = tiny_pair("llama")
-    monkeypatch.setattr(type(pair.target), "forward", lambda *a, **k: pytest.fail("work was done"))
-    with pytest.raises(UsageError, match=message):
-        run(pair, ["dense", "specattn"], **options)
-
-
-def test_another_pairs_mapping_and_a_missing_draft_are_refused():
-    pair = tiny_pair("llama")
-    with pytest.raises(UsageError, match="calibrated for"):
-        run(pair, ["specattn"], mapping=tiny_mapping(tiny_pair("qwen3", layers=4)))
-    with pytest.raises(UsageError, match="there is no draft"):
-        run(Pair("plain", pair.target, None, pair.tokenizer), ["specattn"])
-
-
-def test_every_document_is_looked_at_before_the_first_is_read():
-    documents = [document("long"), document("short", length=CONTEXT)]
-    seen: list[str] = []
-    with pytest.raises(UsageError, match="'short' has"):
-        run(tiny_pair("llama"), ["dense"], documents, progress=lambda what, count: seen.append(what))
-    assert not seen
 
 
 def test_both_signals_begin_with_the_prefixs_last_rows_and_refreshing_costs_a_full_read():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from draft_case import DEVICE, draft_case
 
-from specattn.kernels.draft_variants import NO_EXPORT, ROUND_SHAPES, SHAPES, variants
+from specattn.kernels.draft_variants import ALL_DUE, NO_EXPORT, ROUND_SHAPES, SHAPES, variants
 from specattn.kernels.export_attention import export_attention
 from specattn.kernels.head_mixture import head_mixture
 from specattn.kernels.page_bounds import PageBounds, update_page_bounds
@@ -73,7 +73,7 @@ def test_the_variants_are_what_is_launched(launched):
         head_mixture(logits, torch.zeros(1, 4, heads), weights, lengths, out=torch.zeros(1, targets, 16))
     listed = set()
     for kernel, _, constants, warps, stages, *_ in variants():
-        options = {name: value for name, value in constants.items() if name not in NO_EXPORT}
+        options = {name: value for name, value in constants.items() if name not in NO_EXPORT | ALL_DUE}
         listed.add(entry(kernel.__name__, options | {"num_warps": warps, "num_stages": stages}))
     # Of the kernels that do not depend on the query, one size stands for all.
     assert listed == {(name, options) for name, options in launched if typical(name, dict(options))}
@@ -119,11 +119,11 @@ def launch_round(rows: int, query_heads: int, kv_heads: int, head_dim: int) -> N
     places, length = case.export().places, 32
     own = torch.zeros(len(case.batch.block_table), kv_heads, length, device=DEVICE)
     heads = torch.zeros(1, query_heads, length, device=DEVICE)
-    round_scores(case.query, case.keys, case.batch, lse, places, 0.1, heads_out=heads, own_out=own)
     one_layer = case.query.transpose(0, 1)[:, None], lse.transpose(0, 1)[:, None]
+    out = {"heads_out": heads, "own_out": own}
+    round_scores(one_layer[0], case.keys[None], case.batch, one_layer[1], places[None], 0.1, **out)
     for bits in (4, 8):
         copy = QuantisedKeys.empty(case.keys, bits)
-        out = {"heads_out": heads, "own_out": own}
         quantised_round_scores(one_layer[0], copy, case.batch, one_layer[1], places[None], 0.1, **out)
 
 

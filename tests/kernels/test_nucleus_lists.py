@@ -286,6 +286,17 @@ def test_everything_beyond_the_capacity_with_nan_and_zeros():
     assert lists.indices.tolist() == [[17, 30, 350, 400, 499], [17, 446, 447, 448, 449]]
 
 
+@pytest.mark.parametrize("blocks", [WHOLE, PARTS], ids=["whole", "parts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_infinite_score_makes_the_list_whole(dtype, blocks):
+    """A request without scores has zeros and, at its first token, which is forced, infinity."""
+    scores = torch.zeros(2, 2, 600, dtype=dtype)
+    scores[:, :, 0] = INF
+    lists = run(nucleus_lists, scores, 0.5, [470, 1], blocks=blocks, sink=4, recent=30)
+    assert lists.counts.tolist() == [[470] * 2, [1] * 2]
+    assert torch.equal(mask_of(lists, 600), nucleus(scores, 0.5, torch.tensor([470, 1]), sink=4, recent=30))
+
+
 def test_capacity_of_just_what_is_forced():
     scores = attention(1, 300)
     lists = run(nucleus_lists, scores, 0.99, [300], capacity=6, sink=2, recent=4)

@@ -10,7 +10,7 @@ from specattn.errors import UsageError
 from specattn.kernels import linear_add, norm_linear
 from specattn.kernels.check import error_ratio
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import ProductTiling, ProductWorkspace, split_tiling
+from specattn.kernels.product_tiling import LONG, ProductTiling, ProductWorkspace, split_tiling
 
 linear_add_triton = pytest.importorskip("specattn.kernels.linear_add_triton")
 norm_linear_triton = pytest.importorskip("specattn.kernels.norm_linear_triton")
@@ -125,9 +125,8 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
 
 
 @pytest.mark.parametrize("rows", [3, 20])
-@pytest.mark.parametrize("outputs", [32, 320])
-def test_a_layer_by_default_tilings(rows, outputs):
-    channels = 2080
+@pytest.mark.parametrize("outputs,channels", [(32, 2080), (320, 2080), (72, LONG + 24)])
+def test_a_layer_by_default_tilings(rows, outputs, channels):
     assert split_tiling(outputs, channels, DEVICE).parts > 1 or outputs == 320
     x, out = randn(rows, channels), randn(outputs, channels, seed=1)
     stream, gain = randn(rows, outputs, seed=2), randn(outputs, seed=3)

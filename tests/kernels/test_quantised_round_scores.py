@@ -148,6 +148,38 @@ def test_only_the_requests_slots_are_written(score):
     assert others and all(own_out[slot].isnan().all() for slot in others)
 
 
+@BOTH
+@pytest.mark.parametrize("bits,rows,query_heads,kv_heads", [(4, 4, 14, 2), (8, 3, 9, 3), (8, 1, 2, 1)])
+def test_heads_that_are_not_due_are_left_alone(score, bits, rows, query_heads, kv_heads):
+    """Others of each request and layer; what lies behind them is not written either."""
+    case = Layers(LENGTHS, bits, rows=rows, query_heads=query_heads, kv_heads=kv_heads)
+    request = torch.arange(len(LENGTHS), device=DEVICE)[:, None]
+    due = (request + torch.arange(2 * kv_heads, device=DEVICE)) % 3 == 0
+    everything, some = run(case, score), run(case, score, due=due)
+    for request, slot in enumerate(case.batch.slots.tolist()):
+        for head in range(2 * kv_heads):
+            group = case.places.view(2 * kv_heads, -1)[head]
+            exported = group[group >= 0].long()
+            pairs = [
+                (some[1][slot, head], everything[1][slot, head]),
+                (some[0][request, exported], everything[0][request, exported]),
+            ]
+            for found, wanted in pairs:
+                if due[request, head]:
+                    assert torch.equal(found.nan_to_num(-1), wanted.nan_to_num(-1))
+                else:
+                    assert found.isnan().all()
+    others = set(range(len(some[1]))) - set(case.batch.slots.tolist())
+    assert all(some[1][slot].isnan().all() for slot in others)
+
+
+@BOTH
+def test_who_is_due_must_fit(score):
+    case = Layers(LENGTHS, 8)
+    with pytest.raises(UsageError, match="due has shape"):
+        run(case, score, due=torch.ones(len(LENGTHS), 2, dtype=torch.bool, device=DEVICE))
+
+
 @pytest.mark.parametrize("length", [75, 64])
 def test_the_buffers_end_before_the_tokens_behind(length):
     case = Layers([70], 4)

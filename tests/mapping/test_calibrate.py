@@ -103,15 +103,23 @@ def test_a_draft_of_the_targets_first_layers():
     assert float(mapping.heads_query[2].amax(-1).max()) < 0.9, "the third layer has no head of its own there"
 
 
-def test_the_global_heads_are_those_that_the_mixtures_use():
-    target_model = target()
-    wide = calibrate(pair_of(target_model, target_model), [TOKENS], heads=99, **OPTIONS)
+def test_the_global_set_is_made_of_whole_groups_that_the_mixtures_use():
+    pair = pair_of(target(), target())  # six groups of two heads
+    wide = calibrate(pair, [TOKENS], heads=99, **OPTIONS)
     assert wide.global_heads.tolist() == list(range(12)), "no more than there are"
     assert wide.metadata.kl_global == pytest.approx(wide.metadata.kl_heads, rel=1e-3)
-    narrow = calibrate(pair_of(target_model, target_model), [TOKENS], heads=3, **OPTIONS)
+    narrow = calibrate(pair, [TOKENS], heads=4, **OPTIONS)
+    groups = narrow.global_heads.unflatten(0, (-1, 2))
+    assert len(groups) == 2 and torch.equal(groups, groups[:, :1] // 2 * 2 + torch.arange(2))
     weights = torch.cat([narrow.heads_kv.flatten(0, 1), narrow.heads_query.flatten(0, 1)]).sum(0)
-    assert narrow.global_heads.tolist() == sorted(weights.topk(3).indices.tolist())
+    heaviest = weights.unflatten(0, (-1, 2)).sum(-1).topk(3).indices  # what the first of two steps leaves
+    assert set((groups[:, 0] // 2).tolist()) < set(heaviest.tolist())
     assert narrow.metadata.kl_global > 2 * narrow.metadata.kl_heads
+
+
+def test_without_groups_every_head_is_chosen_for_itself():
+    pair = pair_of(target("gpt_neox"), target("gpt_neox"))
+    assert calibrate(pair, [TOKENS], heads=5, **SMALL).global_heads.numel() == 5
 
 
 def tensors(mapping: Mapping) -> list[torch.Tensor]:

@@ -5,7 +5,7 @@ import torch
 from mapping_rounds import GEOMETRY, mixed_rounds, random_rounds
 
 from specattn.errors import UsageError
-from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence, select_heads
+from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence
 from specattn.mapping.samples import EPSILON, RoundSample, Targets, normalised
 
 SPARSE = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.2, 0.3, 0.5]])
@@ -121,19 +121,6 @@ def test_layer_mixture_is_the_mapped_layers_mean() -> None:
     weights = layer_mixture(torch.tensor([1, 0, 1]), GEOMETRY, rows=2)
     mean = GEOMETRY.draft_layer_rows(sample)
     torch.testing.assert_close(weights @ normalised(sample.draft), mean[[1, 1, 0, 0, 1, 1]])
-
-
-def test_select_heads_takes_the_largest_totals_in_order() -> None:
-    weights = torch.tensor([[0.1, 0.0, 0.5, 0.4], [0.3, 0.0, 0.1, 0.6]])
-    assert select_heads(weights, 2).tolist() == [2, 3]
-    assert select_heads(weights, 4).tolist() == [0, 1, 2, 3]
-    assert select_heads(torch.full((3, 5), 0.2), 2).tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("count", [0, 5])
-def test_select_heads_refuses_impossible_counts(count: int) -> None:
-    with pytest.raises(UsageError, match=f"{count} draft heads.*1 to 4"):
-        select_heads(torch.ones(1, 4), count)
 
 
 def test_nothing_to_fit_is_refused() -> None:

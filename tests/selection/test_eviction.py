@@ -126,7 +126,7 @@ def test_dropped_tokens_make_room_for_waiting_requests():
             served[method] = len(engine._active)
             if method != "dense":
                 # 12 tokens of the first are left, 60 may follow; all 20 of the second fit the budget of a fifth.
-                tokens = [12 + 60 + engine._slack, 12 + 60 + engine._slack]
+                tokens = [12 + 60 + engine._admission.slack] * 2
                 pages = sum(cache.pages_for(count) for count in tokens)
                 assert cache.used_bytes == pages * cache.page_size * cache.geometry.token_bytes
             results = {update.id: update.result for update in engine.stream() if update.result}

@@ -47,12 +47,14 @@ def check_rounds(
     """Check dense and sparse rounds of a miniature of ``shape`` into ``report``.
 
     Args:
-        method: of the sparse rounds, all but its ``p``: that is :data:`P`, so that something is left out. A sparse
-            draft's are first rounds, whose lists are whole, since the other path's draft reads everything. The first
-            layer is dense: a token at the edge of its lists, which rounding decides, would move all that follows.
+        method: of the sparse rounds, all but its ``p``: that is :data:`P`, so that something is left out. Nothing is
+            drawn, since rounding decides what is. A sparse draft's are first rounds, whose lists are whole, since the
+            other path's draft reads everything. The first layer is dense: a token at the edge of its lists, which
+            rounding decides, would move all that follows.
     """
     torch.manual_seed(0)
-    method = replace(method, p=P, dense_layers=max(1, method.dense_layers))
+    dense_layers = max(1, method.dense_layers)
+    method = replace(method, p=P, dense_layers=dense_layers, tail=0, rate=0, power=1, eps=0)
     setting = _setting(shape, method, device, dtype)
     tokens = _read(setting)
     for mode in ("dense", "sparse"):

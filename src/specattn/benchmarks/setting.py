@@ -18,6 +18,7 @@ from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import SINK, DraftMemory, SparseDraftSteps, newest
 from specattn.fast.speculator import unsupported
+from specattn.fast.turns import TURNS
 from specattn.mapping.artifact import Mapping
 from specattn.plan import draft_steps
 from specattn.runner import ModelRunner
@@ -42,26 +43,29 @@ def check_cycles(models: Sequence[PreTrainedModel], method: Method) -> None:
         raise UsageError(f"lossless cycles of these models cannot be timed: {reason}")
 
 
-def check_fast(models: Sequence[PreTrainedModel], method: Method) -> SpecAttn:
+def check_fast(models: Sequence[PreTrainedModel], method: Method, *, imposed: bool = False) -> SpecAttn:
     """The method, if it and the models can take the fast path.
+
+    Args:
+        imposed: whether the density is, for which there must be a nucleus.
 
     Raises:
         UsageError: saying why they cannot.
     """
-    reason = unsupported(method, models) or _untimed(method)
+    reason = unsupported(method, models) or _untimed(method, imposed)
     if reason is not None:
         raise UsageError(f"rounds of these models cannot be timed: {reason}")
     assert isinstance(method, SpecAttn)
     return method
 
 
-def _untimed(method: Method) -> str | None:
+def _untimed(method: Method, imposed: bool) -> str | None:
     """Why rounds with a method that has a fast path are not timed; ``None`` if they are."""
     if not isinstance(method, SpecAttn):
         return f"method {method.name!r} selects nothing that could be faster"
-    if method.tail or method.rate:
+    if imposed and (method.tail or method.rate):
         return (
-            "rounding decides what is drawn, so that such rounds cannot be checked; leave tail and rate out"
+            "what a tail or a rate draws cannot be imposed; leave it out, or name a pair with trained weights"
         )
     return None
 
@@ -170,6 +174,9 @@ class Setting:
             if pair.method.draft_p < 1:
                 memory = DraftMemory(draft, length)
             if density is not None:
+                if memory is not None:
+                    # Behind their first rounds, and not all at the same: one round is like the mean of several.
+                    memory.rounds[: self.batch] = 1 + torch.arange(self.batch) % TURNS
                 target, draft = self._imposed_target(density), self._imposed_draft(density)
         round = FastRound(
             target,
@@ -238,7 +245,8 @@ class Steady:
         self.round = round
         self._changing = [round.requests.table]
         if isinstance(round.drafting, SparseDraftSteps):
-            self._changing.append(round.drafting.memory.scores)
+            memory = round.drafting.memory
+            self._changing += [memory.scores, memory.rounds]
         self._start = [tensor.clone() for tensor in self._changing]
 
     def reset(self) -> None:

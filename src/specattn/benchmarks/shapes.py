@@ -136,7 +136,10 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype = torch.
 
 
 def random_mapping(pair: PairShape, heads: int, device: torch.device) -> Mapping:
-    """A mapping over ``heads`` draft heads, spread over its layers; each KV head mixes all of them."""
+    """A mapping over about ``heads`` draft heads; each of the target's KV heads mixes all of them.
+
+    They are whole groups of the draft's KV heads, spread over its layers, as those of a calibrated mapping are.
+    """
     target, draft = pair.target, pair.draft
     geometry = Geometry(target.layers, target.heads, target.kv_heads, draft.layers, draft.heads)
     generator = torch.Generator().manual_seed(0)
@@ -144,8 +147,11 @@ def random_mapping(pair: PairShape, heads: int, device: torch.device) -> Mapping
     def mixture(rows: int, columns: int) -> torch.Tensor:
         return (3 * torch.randn(target.layers, rows, columns, generator=generator)).softmax(-1)
 
-    count = min(heads, geometry.draft_rows)
-    every = torch.arange(count) * geometry.draft_rows // count
+    size, groups = draft.heads // draft.kv_heads, draft.layers * draft.kv_heads
+    chosen = min(max(round(heads / size), 1), groups)
+    firsts = torch.arange(chosen) * groups // chosen * size
+    every = (firsts[:, None] + torch.arange(size)).flatten()
+    count = len(every)
     return Mapping(
         layer_map=torch.arange(target.layers) * draft.layers // target.layers,
         similarity=torch.zeros(target.layers, draft.layers),

@@ -174,7 +174,7 @@ def decode(
     plan = _plan(
         contexts=sorted(set(context or [2048, 8192, 32768])),
         batches=sorted(set(batch or [1, 4, 16])),
-        method=check_fast((), selection),
+        method=check_fast((), selection, imposed=not models.named),
         gamma=gamma,
         density=density,
         acceptance=acceptance,

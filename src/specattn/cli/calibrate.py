@@ -42,8 +42,11 @@ def calibrate(
     gamma: FixedGamma = 4,
     metric: Annotated[Metric, typer.Option(help="Similarity that the layer map maximises.")] = Metric.KL,
     heads: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Draft heads of the global set (map=global).")
-    ] = 64,
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Draft heads of the global set (map=global), to the nearest whole group."
+        ),
+    ] = 84,
     seed: Annotated[int, typer.Option(help="Of the sampled rounds.")] = 0,
     pair: PairName = None,
     target: Target = None,

@@ -28,7 +28,8 @@ class PassScores:
         self._most = LARGEST_BLOCK // (1 << (geometry.group - 1).bit_length())
         self._request = torch.arange(batch, device=device)[:, None]
         # No head is exported; the kernel wants a place for them all the same.
-        self._places = torch.full((geometry.query_heads,), -1, dtype=torch.int32, device=device)
+        shape = (geometry.layers, geometry.query_heads)
+        self._places = torch.full(shape, -1, dtype=torch.int32, device=device)
         self._exported = scores.probabilities.new_zeros(batch, 1, scores.probabilities.shape[-1])
         self._queries: list[Tensor] = []
         self._lse: list[Tensor] = []
@@ -54,20 +55,23 @@ class PassScores:
         # The kernel's rows see one token more each. All see the context, and nobody looks at what is behind it.
         seen = PagedBatch(cache.block_table, slots, (starts + rows - 1).int(), cache.page_size)
         pass_rows, visible = cache.rows(slots, positions), _visible(starts, positions)
+        queries, sums = [], []
         for layer, (query, lse) in enumerate(zip(self._queries, self._lse, strict=True)):
             within = self._logits(query, cache.keys[layer][pass_rows]) - lse[..., None]
             mass = within.exp().masked_fill(~visible, 0).sum(-1).clamp(max=1 - 1e-6)
             context = lse + (1 - mass).log()
-            self.target.decoder.operations.round_scores(
-                query[chosen],
-                cache.keys[layer],
-                seen,
-                context[chosen].masked_fill((place < 0)[..., None], float("inf")),
-                self._places,
-                self.target.scaling,
-                heads_out=self._exported,
-                own_out=own[:, layer],
-            )
+            queries.append(query[chosen])
+            sums.append(context[chosen].masked_fill((place < 0)[..., None], float("inf")))
+        self.target.decoder.operations.round_scores(
+            torch.stack(queries).movedim(2, 0),
+            cache.key_pool,
+            seen,
+            torch.stack(sums).movedim(2, 0),
+            self._places,
+            self.target.scaling,
+            heads_out=self._exported,
+            own_out=own.flatten(1, 2),
+        )
         self.scores.positions[slots] = starts.int()
 
     def _logits(self, query: Tensor, keys: Tensor) -> Tensor:

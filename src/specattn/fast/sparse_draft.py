@@ -4,8 +4,11 @@ In a step each KV head reads the tokens that held ``draft_p`` of its attention i
 that round's rows and the group's heads, and the newest tokens. What all tokens would get is worked out after the
 steps, for all rows of the round in one pass over the keys (:mod:`specattn.kernels.round_scores`), or over a quantised
 copy of them where the cache has one (:mod:`specattn.kernels.quantised_round_scores`). So the lists cannot lock
-themselves in: tokens that were not read are scored like the others. A round reads each key once and a list a step,
-where a dense draft reads all keys and values in each step.
+themselves in: tokens that were not read are scored like the others. A round reads each key once, or some of them, and a
+list a step, where a dense draft reads all keys and values in each step.
+
+KV heads that the mapping does not use are scored by turns (:mod:`specattn.fast.turns`). In between their lists are made
+from scores that are some rounds old, and hold all tokens that have come since.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
 from specattn.fast.step import Step
+from specattn.fast.turns import TURNS, Turns, following
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import export_places
 from specattn.selection.base import Selection
@@ -31,54 +36,77 @@ SINK, WINDOW = 4, 32
 """Tokens that the draft's lists always hold: the first, and the newest that have been scored."""
 
 
-def newest(rows: int) -> int:
-    """Tokens at the end of every list of so many steps: what this round and the last have added has no scores yet."""
-    return WINDOW + 2 * (rows + 1)
+def newest(rows: int, turns: int = TURNS) -> int:
+    """Tokens at the end of every list of so many steps.
+
+    What this round and those since a head was scored, ``turns`` at most, have added has no scores yet.
+    """
+    return WINDOW + (turns + 1) * (rows + 1)
 
 
 class DraftMemory:
-    """What each slot's draft attended to in its last round.
+    """What each slot's draft attended to when its heads were last scored.
 
     Attributes:
-        scores: ``[slots + 1, layers * kv_heads, length]``, each KV head's mean attention; infinite, which lists take
-            whole, where there has been no round.
+        scores: ``[slots + 1, layers * kv_heads, length]``, each KV head's mean attention. Where there has been no round
+            the first token's is infinite, which makes lists whole. No token that has not come yet has a score, unless
+            another was there and was rejected.
+        rounds: int64 ``[slots + 1]``, whose turn it is to be scored, see :class:`specattn.fast.turns.Turns`.
     """
 
     def __init__(self, model: FastModel, length: int) -> None:
         geometry, cache = model.runner.geometry, model.runner.cache
-        self.scores = torch.full(
-            (cache.spare_slot + 1, geometry.layers * geometry.kv_heads, length),
-            float("inf"),
+        slots, device = cache.spare_slot + 1, model.runner.device
+        self.scores = torch.zeros(
+            (slots, geometry.layers * geometry.kv_heads, length),
             dtype=model.decoder.operations.probabilities,
-            device=model.runner.device,
+            device=device,
         )
-        self._known: set[int] = set()
+        self.scores[..., 0] = float("inf")
+        self.rounds = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._steps: dict[int, int] = {}
 
-    def prepare(self, slots: Sequence[int]) -> None:
-        """Before a round of a sparse draft: what is known of requests that had other rounds since is forgotten."""
-        unknown = [slot for slot in slots if slot not in self._known]
-        for slot in unknown:
-            self.scores[slot] = float("inf")
-        self._known.update(unknown)
+    def prepare(self, slots: Sequence[int], steps: int) -> None:
+        """Before a round of so many steps: what is known of requests that had other rounds since is forgotten."""
+        for slot in slots:
+            known = self._steps.get(slot, 0)
+            if not known:
+                self.scores[slot] = 0
+                self.scores[slot, :, 0] = float("inf")
+            if steps < known or not known:
+                # Longer rounds may have left more tokens without scores than lists of shorter ones end with: now all
+                # heads have their turn.
+                self.rounds[slot] = 0
+            self._steps[slot] = steps
 
     def forget(self, slots: Sequence[int]) -> None:
         """These slots have new requests, or rounds that leave no scores."""
-        self._known.difference_update(slots)
+        for slot in slots:
+            self._steps.pop(slot, None)
 
 
 class MeanScores:
     """Attention of the heads that the mapping uses, averaged over the rows of a round.
 
     Attributes:
-        heads: ``[batch, heads, length]``.
+        heads: ``[batch, heads, length]``; more heads than the mapping has are zeros.
     """
+
+    WHOLE = 8
+    """Heads come in multiples of so many: products of other depths take ways that cannot load in wide pieces."""
 
     def __init__(self, heads: Tensor) -> None:
         self.heads = heads
 
+    @classmethod
+    def allocate(cls, batch: int, heads: int, length: int, like: Tensor) -> MeanScores:
+        """Room for so many heads, in the dtype and on the device of ``like``."""
+        return cls(like.new_zeros(batch, -(-heads // cls.WHOLE) * cls.WHOLE, length))
+
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
         """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
-        torch.matmul(weights.to(self.heads.dtype), self.heads, out=out)
+        missing = self.heads.shape[1] - weights.shape[1]
+        torch.matmul(pad(weights.to(self.heads.dtype), (0, missing)), self.heads, out=out)
 
 
 class SparseDraftSteps(Step):
@@ -109,10 +137,10 @@ class SparseDraftSteps(Step):
         if heads is None:
             heads = torch.arange(geometry.layers * geometry.query_heads)
         self._places = export_places(heads.cpu(), geometry.layers, geometry.query_heads).to(device)
+        self._turns = Turns(self._places, geometry.kv_heads)
+        self._due: Tensor | None = None
         length, lists = memory.scores.shape[-1], (batch, geometry.layers * geometry.kv_heads)
-        self.scores = MeanScores(
-            torch.zeros(batch, len(heads), length, dtype=memory.scores.dtype, device=device)
-        )
+        self.scores = MeanScores.allocate(batch, len(heads), length, like=memory.scores)
         self._lists = Selection(
             torch.full((*lists, length), -1, dtype=torch.int32, device=device),
             torch.zeros(lists, dtype=torch.int32, device=device),
@@ -130,7 +158,7 @@ class SparseDraftSteps(Step):
             (lengths + self.rows).int(),
             capacity=self._lists.indices.shape[-1],
             sink=SINK,
-            recent=newest(self.rows),
+            recent=newest(self.rows, self._turns.count),
             out=self._lists,
             entries=slots,
         )
@@ -167,43 +195,44 @@ class SparseDraftSteps(Step):
         return attend
 
     def finish(self, slots: Tensor, lengths: Tensor) -> None:
-        """Score all tokens for the round's rows, the last of which sees ``lengths + rows`` tokens."""
-        runner, layers = self.model.runner, self.model.runner.geometry.layers
-        cache = runner.cache
+        """Score all tokens for the round's rows, the last of which sees ``lengths + rows`` tokens.
+
+        In one graph whatever the round is: the device counts rounds and knows whose turn it is.
+        """
+        runner, operations, copy = self.model.runner, self.operations, self.model.quantised_keys
+        layers, cache = runner.geometry.layers, runner.cache
         seen = PagedBatch(cache.block_table, slots, (lengths + self.rows).int(), cache.page_size)
         queries = torch.stack(self._queries).unflatten(0, (self.rows, layers))
         sums = torch.stack(self._lse).unflatten(0, (self.rows, layers))
-        if copy := self.model.quantised_keys:
-            self.operations.quantised_round_scores(
-                queries,
-                copy.whole,
-                seen,
-                sums,
-                self._places,
-                self.model.scaling,
-                heads_out=self.scores.heads,
-                own_out=self.memory.scores,
-            )
-            return
-        own = self.memory.scores.unflatten(1, (layers, -1))
-        for layer in range(layers):
-            self.operations.round_scores(
-                queries[:, layer].transpose(0, 1),
-                cache.keys[layer],
-                seen,
-                sums[:, layer].transpose(0, 1),
-                self._places[layer],
-                self.model.scaling,
-                heads_out=self.scores.heads,
-                own_out=own[:, layer],
-            )
+        self._due = self._take_turns(slots)
+        score = operations.round_scores if copy is None else operations.quantised_round_scores
+        score(
+            queries,
+            cache.key_pool if copy is None else copy.whole,
+            seen,
+            sums,
+            self._places,
+            self.model.scaling,
+            heads_out=self.scores.heads,
+            own_out=self.memory.scores,
+            due=self._due,
+        )
+
+    def _take_turns(self, slots: Tensor) -> Tensor | None:
+        """Which heads of each request are scored, bool ``[batch, layers * kv_heads]``; all if ``None``."""
+        if self._turns.count == 1:
+            return None
+        rounds = self.memory.rounds[slots]
+        self.memory.rounds[slots] = following(rounds)
+        return self._turns.due(rounds)
 
     def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
-        """Account for what a round of ``steps`` reads: its lists in each step, and each key once."""
+        """Account for what a round of ``steps`` reads: its lists in each step, and once the keys that were scored."""
         meter, copy = self.model.runner.meter, self.model.quantised_keys
         for row in range(steps):
             meter.add_round(slots, lengths + 1 + row, 0, self._of_layers(without=steps - 1 - row))
-        meter.add_keys(slots, lengths + steps, None if copy is None else copy.entry_bytes)
+        heads = None if self._due is None else self._due.sum(1)
+        meter.add_keys(slots, lengths + steps, None if copy is None else copy.entry_bytes, heads)
 
     def _of_layers(self, without: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` but for their last entries."""

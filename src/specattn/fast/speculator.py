@@ -19,6 +19,7 @@ from specattn.fast.requests import READS, Requests, upload
 from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import DraftMemory
 from specattn.landed import Landed
+from specattn.plan import draft_steps
 from specattn.sampling import SamplingState
 from specattn.selection.base import Method
 from specattn.selection.specattn import SpecAttn
@@ -175,7 +176,7 @@ class FastSpeculator(Speculator):
         """Before a round: only a sparse draft's leave what the next one's lists are made from."""
         if self._shared.attended is not None:
             if self._drafts_sparsely(gamma):
-                self._shared.attended.prepare(slots)
+                self._shared.attended.prepare(slots, draft_steps(self.method, gamma))
             else:
                 self._shared.attended.forget(slots)
 

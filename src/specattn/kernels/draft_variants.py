@@ -32,6 +32,7 @@ POINTERS = {
     "indices": "*i32",
     "counts": "*i32",
     "entries": "*i64",
+    "due": "*i1",
     "filled": "*i32",
     "places": "*i32",
     "arrivals": "*i32",
@@ -55,6 +56,7 @@ ALIGNED = (
     "query_head",
     "query_layer",
     "pool_size",
+    "pool_layer",
     "pool_row",
     "bound_page",
     "bound_head",
@@ -84,6 +86,7 @@ SHAPES = [(1, 14, 2, 64), (2, 32, 8, 64), (1, 4, 1, 256), (9, 64, 8, 128)]
 # and five rows, of four steps and one more, whose tiles have room for eight
 ROUND_SHAPES = [*SHAPES, (5, 14, 2, 64)]
 NO_EXPORT = {"places": None, "logits_out": None, "lse_out": None}
+ALL_DUE = {"due": None}
 
 
 def variants(dtype: str = "bf16") -> Iterator[Variant]:
@@ -96,27 +99,32 @@ def variants(dtype: str = "bf16") -> Iterator[Variant]:
     for rows, query_heads, kv_heads, head_dim in ROUND_SHAPES:
         group = query_heads // kv_heads
         tile_rows, tile_group = round_blocks(rows, group)
-        tiles: dict[str, Any] = {"ROWS": rows, "GROUP": group, "D": head_dim, "PAGE": 16, "TILES": TILES}
+        tiles: dict[str, Any] = {"ROWS": rows, "GROUP": group, "KV_HEADS": kv_heads, "D": head_dim}
+        tiles |= {"PAGE": 16, "TILES": TILES}
         tiles |= {"BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": TILE_TOKENS}
         types = dict.fromkeys(("heads_out", "own_out"), "*bf16")
         warps = round_warps(tile_rows * tile_group)
-        yield _variant(
-            round_scores_kernel, dtype, tiles, types, warps=warps, stages=round_stages(head_dim, 2)
-        )
+        for due in ({}, ALL_DUE):
+            yield _variant(
+                round_scores_kernel, dtype, tiles | due, types, warps=warps, stages=round_stages(head_dim, 2)
+            )
     for bits in (4, 8):
         for rows, query_heads, kv_heads, head_dim in ROUND_SHAPES:
-            yield _quantised_round(dtype, bits, rows, query_heads // kv_heads, kv_heads, head_dim)
+            for due in ({}, ALL_DUE):
+                yield _quantised_round(dtype, bits, rows, query_heads // kv_heads, kv_heads, head_dim, due)
     for heads, tokens, targets in ((64, 128, 64), (512, 16, 16), (16, 128, 16)):
         sizes = {"ROWS": 4, "BLOCK_H": heads, "BLOCK_T": targets, "BLOCK_L": tokens, "PRECISION": "tf32"}
         yield _variant(head_mixture_kernel, dtype, sizes, {"out": "*fp32"}, warps=8, stages=1)
 
 
-def _quantised_round(dtype: str, bits: int, rows: int, group: int, kv_heads: int, head_dim: int) -> Variant:
+def _quantised_round(
+    dtype: str, bits: int, rows: int, group: int, kv_heads: int, head_dim: int, due: dict[str, Any]
+) -> Variant:
     tile_rows, tile_group = round_blocks(rows, group)
     tiles = choose_tiles(tile_rows * tile_group, head_dim)
     sizes: dict[str, Any] = {"ROWS": rows, "GROUP": group, "KV_HEADS": kv_heads, "D": head_dim, "BITS": bits}
     sizes |= {"PAGE": 16, "BLOCK_R": tile_rows, "BLOCK_G": tile_group, "BLOCK_N": tiles.tokens}
-    sizes |= {"TILES": tiles.count, "BEHIND": BEHIND, "STAGES": tiles.stages, "PTX": True}
+    sizes |= {"TILES": tiles.count, "BEHIND": BEHIND, "STAGES": tiles.stages, "PTX": True} | due
     types = {"codes": "*i16", "ranges": "*i32", "heads_out": "*bf16", "own_out": "*bf16"}
     return _variant(quantised_round_scores_kernel, dtype, sizes, types, warps=tiles.warps)
 

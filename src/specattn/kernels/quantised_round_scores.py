@@ -14,7 +14,7 @@ from torch import Tensor
 from specattn.errors import UsageError
 from specattn.kernels.paged import PagedBatch, check_power_of_two, check_shape
 from specattn.kernels.quantised_keys import KERNEL_BITS, QuantisedKeys
-from specattn.kernels.round_scores import blocks
+from specattn.kernels.round_scores import blocks, check_due
 
 BEHIND = 64
 """Tokens behind the last one whose scores are set to 0: what later rounds add to a list must not find old ones."""
@@ -56,6 +56,7 @@ def quantised_round_scores(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> None:
     """Mean attention of a round's rows, ``min(1, exp(scaling * q k - lse))``, of all layers.
@@ -72,6 +73,8 @@ def quantised_round_scores(
             exported; see :func:`specattn.kernels.score_export.export_places`.
         heads_out: ``[batch, export_heads, length]``; tokens that the last row sees are written, and zeros behind.
         own_out: ``[slots, layers * kv_heads, length]``, the mean over a group's heads, in the slots of ``batch``.
+        due: bool ``[batch, layers * kv_heads]``: KV heads that are not are left as they are in both outputs, and none
+            of their keys is read; all are if ``None``.
         tiles: by default what suits the number of rows.
 
     Raises:
@@ -79,7 +82,7 @@ def quantised_round_scores(
     """
     from specattn.kernels.quantised_round_scores_triton import quantised_round_scores_kernel
 
-    kv_heads = _check(query, copy, batch, lse, places, heads_out, own_out)
+    kv_heads = _check(query, copy, batch, lse, places, heads_out, own_out, due)
     check_kernel(copy.head_dim, copy.bits)
     rows, layers, requests, query_heads, head_dim = query.shape
     group = query_heads // kv_heads
@@ -98,6 +101,7 @@ def quantised_round_scores(
         places,
         heads_out,
         own_out,
+        due,
         scaling,
         length,
         copy.codes.shape[1],
@@ -108,6 +112,7 @@ def quantised_round_scores(
         heads_out.stride(1),
         own_out.stride(0),
         own_out.stride(1),
+        0 if due is None else due.stride(0),
         ROWS=rows,
         GROUP=group,
         KV_HEADS=kv_heads,
@@ -151,9 +156,10 @@ def quantised_round_scores_reference(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
 ) -> None:
     """The same in float32 PyTorch, request by request."""
-    kv_heads = _check(query, copy, batch, lse, places, heads_out, own_out)
+    kv_heads = _check(query, copy, batch, lse, places, heads_out, own_out, due)
     rows, layers, _, query_heads, _ = query.shape
     for request in range(len(batch)):
         keys = copy.dequantise(batch.visible_rows(request)).unflatten(1, (layers, kv_heads))
@@ -167,10 +173,11 @@ def quantised_round_scores_reference(
         )  # [layers, query_heads, tokens]
         mean = torch.nn.functional.pad(mean, (0, BEHIND))[..., : own_out.shape[-1]]
         end = mean.shape[-1]
-        exported = places >= 0
+        scored = torch.ones_like(own_out[0, :, 0], dtype=torch.bool) if due is None else due[request]
+        exported = (places >= 0) & scored.repeat_interleave(query_heads // kv_heads).view_as(places)
         heads_out[request, places[exported].long(), :end] = mean[exported].to(heads_out.dtype)
         own = mean.unflatten(1, (kv_heads, -1)).mean(2).flatten(0, 1)
-        own_out[int(batch.slots[request]), :, :end] = own.to(own_out.dtype)
+        own_out[int(batch.slots[request]), scored, :end] = own[scored].to(own_out.dtype)
 
 
 def _check(
@@ -181,6 +188,7 @@ def _check(
     places: Tensor,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None,
 ) -> int:
     """KV heads of a layer."""
     check_shape("query", query, None, None, len(batch), None, copy.head_dim)
@@ -190,6 +198,7 @@ def _check(
     check_shape("places", places, layers, query_heads)
     check_shape("own_out", own_out, None, heads, None)
     check_shape("heads_out", heads_out, len(batch), None, own_out.shape[-1])
+    check_due(due, len(batch), heads)
     if heads % layers or query_heads % (heads // layers):
         raise UsageError(
             f"{query_heads} query heads in {layers} layers do not share {heads} heads of quantised keys evenly; "

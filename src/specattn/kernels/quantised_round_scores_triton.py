@@ -67,6 +67,7 @@ def quantised_round_scores_kernel(
     places,  # int32 [layers, query_heads]
     heads_out,  # [batch, export_heads, length]
     own_out,  # [slots, layers * KV_HEADS, length]
+    due,  # bool [batch, layers * KV_HEADS], or None: all are
     scaling,
     length,
     pool_size,
@@ -81,6 +82,7 @@ def quantised_round_scores_kernel(
     heads_head,
     own_slot,
     own_head,
+    due_batch,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -100,6 +102,9 @@ def quantised_round_scores_kernel(
     layer = own_row // KV_HEADS
     first_head = own_row % KV_HEADS * GROUP
     request = tl.program_id(2).to(tl.int64)
+    if due is not None:  # noqa: SIM102 - `and` would compile what there is not
+        if tl.load(due + request * due_batch + own_row) == 0:
+            return
     visible = tl.load(lengths + request).to(tl.int32)
     slot = tl.load(slots + request).to(tl.int64)
     pages = block_table + slot * table_slot

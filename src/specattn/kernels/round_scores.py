@@ -1,10 +1,12 @@
-"""The draft's attention of a whole round, in one pass over its keys after its steps.
+"""The draft's attention of a whole round, in one pass over its keys after its steps: all layers in one launch.
 
 A draft that reads only its own nucleus in its steps does not see the scores of all tokens there. They are worked out
 once for all rows of the round: each key is read once, not once a step, and no value at all. What the mapping needs is
 the mean over the rows, so that is what is written: a probability a token and exported head. The steps' log-sum-exps
 normalise the rows, though they are sums over what was read: the rows of a head are then too large by the mass that
 its nucleus left out, at most a twentieth, and in proportion to each other they are exact.
+
+Where heads are scored by turns a layer has few that are due. A launch for each would leave most of a GPU idle.
 """
 
 from __future__ import annotations
@@ -33,31 +35,35 @@ def round_scores(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
 ) -> None:
-    """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of one layer.
+    """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of all layers.
 
     Args:
-        query: ``[batch, rows, query_heads, head_dim]``, the heads of a row contiguous.
-        keys: the layer's pool, ``[pool_rows, kv_heads, head_dim]``.
+        query: ``[rows, layers, batch, query_heads, head_dim]``, the heads of a row contiguous.
+        keys: the pool of all layers, ``[layers, pool_rows, kv_heads, head_dim]``, each layer's contiguous.
         batch: where the tokens lie. Row ``r`` sees ``lengths - rows + 1 + r`` of them.
-        lse: float32 ``[batch, rows, query_heads]``, the heads of a row contiguous: log-sum-exps of the rows' logits.
-        places: int32 ``[query_heads]``: each head's place in ``heads_out``, -1 for those that are not exported; see
-            :func:`specattn.kernels.score_export.export_places`.
+        lse: float32 ``[rows, layers, batch, query_heads]``, the heads of a row contiguous: log-sum-exps of the rows'
+            logits.
+        places: int32 ``[layers, query_heads]``: each head's place in ``heads_out``, -1 for those that are not
+            exported; see :func:`specattn.kernels.score_export.export_places`.
         heads_out: ``[batch, export_heads, length]``; tokens that the last row sees are written, and zeros behind.
-        own_out: ``[slots, kv_heads, length]``, the mean over a group's heads, in the slots of ``batch``.
+        own_out: ``[slots, layers * kv_heads, length]``, the mean over a group's heads, in the slots of ``batch``.
+        due: bool ``[batch, layers * kv_heads]``: KV heads that are not are left as they are in both outputs, and none
+            of their keys is read; all are if ``None``.
 
     Raises:
         UsageError: shapes that do not fit together, or that the kernel cannot take.
     """
     from specattn.kernels.round_scores_triton import round_scores_kernel
 
-    _check(query, keys, batch, lse, places, heads_out, own_out)
-    requests, rows, query_heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
+    _check(query, keys, batch, lse, places, heads_out, own_out, due)
+    rows, layers, requests, query_heads, head_dim = query.shape
+    kv_heads = keys.shape[2]
     group = query_heads // kv_heads
     block_rows, block_group = blocks(rows, group)
     length = own_out.shape[-1]
-    grid = (-(-length // (TILE_TOKENS * TILES)), kv_heads, requests)
+    grid = (-(-length // (TILE_TOKENS * TILES)), layers * kv_heads, requests)
     round_scores_kernel[grid](
         query,
         keys,
@@ -68,20 +74,21 @@ def round_scores(
         places,
         heads_out,
         own_out,
+        due,
         scaling,
         length,
-        query.stride(0),
-        query.stride(1),
-        lse.stride(0),
-        lse.stride(1),
-        keys.stride(0),
+        *query.stride()[:3],
+        *lse.stride()[:3],
+        *keys.stride()[:2],
         batch.block_table.stride(0),
         heads_out.stride(0),
         heads_out.stride(1),
         own_out.stride(0),
         own_out.stride(1),
+        0 if due is None else due.stride(0),
         ROWS=rows,
         GROUP=group,
+        KV_HEADS=kv_heads,
         D=head_dim,
         PAGE=batch.page_size,
         BLOCK_R=block_rows,
@@ -129,24 +136,29 @@ def round_scores_reference(
     *,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None = None,
 ) -> None:
     """The same in float32 PyTorch, request by request."""
-    _check(query, keys, batch, lse, places, heads_out, own_out)
-    _, rows, query_heads, _ = query.shape
-    group = query_heads // keys.shape[1]
-    exported = (places >= 0).nonzero().flatten()
+    _check(query, keys, batch, lse, places, heads_out, own_out, due)
+    rows, _, _, query_heads, _ = query.shape
+    kv_heads = keys.shape[2]
+    group = query_heads // kv_heads
     for request in range(len(batch)):
-        key = keys[batch.visible_rows(request)].float().repeat_interleave(group, 1)
-        logits = torch.einsum("rhd,nhd->rhn", query[request].float(), key) * scaling - lse[request][..., None]
-        seen = len(key) - rows + 1 + torch.arange(rows, device=keys.device)
-        hidden = torch.arange(len(key), device=keys.device) >= seen[:, None, None]
-        mean = logits.exp().masked_fill(hidden, 0).mean(0)  # [query_heads, tokens]
-        slot, end = int(batch.slots[request]), min(len(key), own_out.shape[-1])
-        heads_out[request, places[exported].long(), :end] = mean[exported, :end].to(heads_out.dtype)
-        own_out[slot, :, :end] = mean[:, :end].unflatten(0, (-1, group)).mean(1).to(own_out.dtype)
-        behind = slice(len(key), len(key) + TILE_TOKENS)
-        heads_out[request, places[exported].long(), behind] = 0
-        own_out[slot, :, behind] = 0
+        key = keys[:, batch.visible_rows(request)].float().repeat_interleave(group, 2)
+        logits = torch.einsum("rlhd,lnhd->rlhn", query[:, :, request].float(), key) * scaling
+        token = torch.arange(key.shape[1], device=keys.device)
+        seen = len(token) - rows + 1 + torch.arange(rows, device=keys.device)
+        weights = (logits - lse[:, :, request, :, None]).exp()
+        mean = weights.masked_fill(token >= seen[:, None, None, None], 0).mean(
+            0
+        )  # [layers, query_heads, tokens]
+        mean = torch.nn.functional.pad(mean, (0, TILE_TOKENS))[..., : own_out.shape[-1]]
+        end = mean.shape[-1]
+        scored = torch.ones_like(own_out[0, :, 0], dtype=torch.bool) if due is None else due[request]
+        exported = (places >= 0) & scored.repeat_interleave(group).view_as(places)
+        heads_out[request, places[exported].long(), :end] = mean[exported].to(heads_out.dtype)
+        own = mean.unflatten(1, (kv_heads, -1)).mean(2).flatten(0, 1)
+        own_out[int(batch.slots[request]), scored, :end] = own[scored].to(own_out.dtype)
 
 
 def _check(
@@ -157,18 +169,38 @@ def _check(
     places: Tensor,
     heads_out: Tensor,
     own_out: Tensor,
+    due: Tensor | None,
 ) -> None:
-    check_shape("query", query, len(batch), None, None, None)
-    _, rows, query_heads, head_dim = query.shape
-    check_shape("keys", keys, None, None, head_dim)
-    check_shape("lse", lse, len(batch), rows, query_heads)
-    check_shape("places", places, query_heads)
-    check_shape("own_out", own_out, None, keys.shape[1], None)
+    check_shape("query", query, None, None, len(batch), None, None)
+    rows, layers, _, query_heads, head_dim = query.shape
+    check_shape("keys", keys, layers, None, None, head_dim)
+    kv_heads = keys.shape[2]
+    check_shape("lse", lse, rows, layers, len(batch), query_heads)
+    check_shape("places", places, layers, query_heads)
+    check_shape("own_out", own_out, None, layers * kv_heads, None)
     check_shape("heads_out", heads_out, len(batch), None, own_out.shape[-1])
+    check_due(due, len(batch), layers * kv_heads)
     check_power_of_two("head_dim", head_dim, least=16)
-    if query_heads % keys.shape[1]:
-        raise UsageError(f"{query_heads} query heads are no multiple of {keys.shape[1]} KV heads")
-    if query.stride()[2:] != (head_dim, 1) or lse.stride(2) != 1 or not keys.is_contiguous():
-        raise UsageError("the heads of query and lse must be contiguous, and the pool of keys")
+    if query_heads % kv_heads:
+        raise UsageError(f"{query_heads} query heads are no multiple of {kv_heads} KV heads")
+    if query.stride()[3:] != (head_dim, 1) or lse.stride(3) != 1 or not places.is_contiguous():
+        raise UsageError("the heads of query, lse and places must be contiguous")
+    if not keys[0].is_contiguous():
+        raise UsageError("the pool of a layer's keys must be contiguous")
     if heads_out.stride(-1) != 1 or own_out.stride(-1) != 1:
         raise UsageError("the last dimension of heads_out and own_out must be contiguous")
+
+
+def check_due(due: Tensor | None, batch: int, heads: int) -> None:
+    """Refuse something else than a bool for each request and KV head.
+
+    Raises:
+        UsageError: naming shape or dtype.
+    """
+    if due is None:
+        return
+    check_shape("due", due, batch, heads)
+    if due.dtype != torch.bool or due.stride(1) != 1:
+        raise UsageError(
+            f"due is {due.dtype} with strides {due.stride()}: bool is needed, a request's beside each other"
+        )

@@ -15,29 +15,35 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 
 @triton.jit
 def round_scores_kernel(
-    query,  # [batch, ROWS, query_heads, D], heads contiguous
-    keys,  # [pool_rows, kv_heads, D]
+    query,  # [ROWS, layers, batch, query_heads, D], heads contiguous
+    keys,  # [layers, pool_rows, KV_HEADS, D]
     block_table,  # int32 [slots, pages]
     slots,  # [batch]
     lengths,  # int32 [batch]
-    lse,  # float32 [batch, ROWS, query_heads], heads contiguous
-    places,  # int32 [query_heads]
+    lse,  # float32 [ROWS, layers, batch, query_heads], heads contiguous
+    places,  # int32 [layers, query_heads]
     heads_out,  # [batch, export_heads, length]
-    own_out,  # [slots, kv_heads, length]
+    own_out,  # [slots, layers * KV_HEADS, length]
+    due,  # bool [batch, layers * KV_HEADS], or None: all are
     scaling,
     length,
-    query_batch,  # strides, in elements
-    query_row,
-    lse_batch,
+    query_row,  # strides, in elements
+    query_layer,
+    query_batch,
     lse_row,
+    lse_layer,
+    lse_batch,
+    pool_layer,
     pool_row,
     table_slot,
     heads_batch,
     heads_head,
     own_slot,
     own_head,
+    due_batch,
     ROWS: tl.constexpr,
     GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -45,13 +51,21 @@ def round_scores_kernel(
     BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Grid: stretches of ``TILES`` tiles, KV heads, requests."""
-    kv_head = tl.program_id(1)
+    """Grid: stretches of ``TILES`` tiles, KV heads of all layers, requests."""
+    # Of many heads few are due, and of a long buffer few tokens may be there: such programs end after a load or two.
+    own_row = tl.program_id(1).to(tl.int64)
     request = tl.program_id(2).to(tl.int64)
+    if due is not None:  # noqa: SIM102 - `and` would compile what there is not
+        if tl.load(due + request * due_batch + own_row) == 0:
+            return
     visible = tl.load(lengths + request)
     first = tl.program_id(0) * (TILES * BLOCK_N)
     # One tile behind the last token is set to 0 too: what the next round adds to the list must not find old scores.
     last = tl.minimum(tl.minimum(first + TILES * BLOCK_N, visible + BLOCK_N), length)
+    if first >= last:
+        return
+    layer = own_row // KV_HEADS
+    kv_head = own_row % KV_HEADS
     slot = tl.load(slots + request).to(tl.int64)
     pages = block_table + slot * table_slot
 
@@ -60,17 +74,19 @@ def round_scores_kernel(
     live = (row < ROWS) & (m % BLOCK_G < GROUP)
     head = kv_head * GROUP + m % BLOCK_G
     d = tl.arange(0, D)
-    at = request * query_batch + row * query_row + head * D
+    query += layer * query_layer + request * query_batch
+    at = row.to(tl.int64) * query_row + head * D
     q = tl.load(query + at[:, None] + d[None, :], mask=live[:, None], other=0.0)
-    total = tl.load(lse + request * lse_batch + row * lse_row + head, mask=live, other=float("inf"))
+    lse += layer * lse_layer + request * lse_batch
+    total = tl.load(lse + row.to(tl.int64) * lse_row + head, mask=live, other=float("inf"))
     total = total * LOG2_E + tl.log2(ROWS * 1.0)
     seen = tl.where(live, visible - (ROWS - 1) + row, 0)
 
     g = tl.arange(0, BLOCK_G)
-    place = tl.load(places + kv_head * GROUP + g, mask=g < GROUP, other=-1)
+    place = tl.load(places + own_row * GROUP + g, mask=g < GROUP, other=-1)
     heads_out += request * heads_batch + place.to(tl.int64) * heads_head
-    own_out += slot * own_slot + kv_head * own_head
-    keys += kv_head * D
+    own_out += slot * own_slot + own_row * own_head
+    keys += layer * pool_layer + kv_head * D
     q = tl.trans(q)
     scaling *= LOG2_E
     whole = first + tl.maximum(tl.minimum(visible - (ROWS - 1), last) - first, 0) // BLOCK_N * BLOCK_N

@@ -150,12 +150,12 @@ def partition(
 def default_tiling(block_m: int, block_d: int, itemsize: int, shared: int) -> Tiling:
     """The deepest pipeline of the largest tiles that fits into ``shared`` bytes of a multiprocessor.
 
-    Two programs a multiprocessor: one computes while the other waits. Tiles are halved rather than fetched one at a
-    time, and where many query rows take most of the registers.
+    Two programs a multiprocessor: one computes while the other waits. There is one, of twice the warps, where many
+    query rows take most of the registers. Tiles are halved rather than fetched one at a time.
     """
     wide = block_m * max(block_d, 128) > WIDE_ROWS * 128
     warps, programs = (8, 1) if wide else (4, 2)
-    tokens = 32 if wide else 64
+    tokens = 64
     while True:
         tile = 2 * tokens * block_d * itemsize
         # Queries and weights of a tile lie beside the keys and values. CUDA keeps a kilobyte of each program, and what

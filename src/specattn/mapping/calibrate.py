@@ -17,9 +17,10 @@ from specattn.errors import UsageError
 from specattn.gamma import check_gamma
 from specattn.geometry import KVGeometry
 from specattn.mapping.artifact import Mapping, MappingMetadata
+from specattn.mapping.global_set import fit_groups, groups_for
 from specattn.mapping.identity import config_hash, describe
 from specattn.mapping.layer_map import monotone_map
-from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence, select_heads
+from specattn.mapping.mixture import fit_mixture, layer_mixture, mixture_divergence
 from specattn.mapping.samples import Geometry, RoundSample
 from specattn.mapping.signals import fit_signals
 from specattn.mapping.similarity import METRICS, similarity
@@ -42,7 +43,7 @@ def calibrate(
     rounds: int = 128,
     gamma: int = 4,
     metric: str = "kl",
-    heads: int = 64,
+    heads: int = 84,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Mapping:
@@ -55,7 +56,7 @@ def calibrate(
         rounds: rounds sampled in each text.
         gamma: draft length of the sampled rounds.
         metric: similarity of the layer map: ``kl`` (paper), ``js`` or ``recall``.
-        heads: size of the global set of draft heads (``map=global``).
+        heads: about how many draft heads make the global set (``map=global``): whole groups of those that share keys.
         seed: of the sampled positions.
 
     Raises:
@@ -97,9 +98,15 @@ def _fit(
     scores = similarity(samples, geometry, metric)
     layer_map = monotone_map(scores)
     weights, divergence = fit_mixture(samples, geometry.all_rows, iterations=ITERATIONS, progress=report)
-    chosen = select_heads(weights, min(heads, geometry.draft_rows))
-    limited, limited_divergence = fit_mixture(
-        samples, geometry.all_rows, heads=chosen, iterations=ITERATIONS, progress=report
+    size = _kv_geometries(pair)[1].group
+    chosen, limited, limited_divergence = fit_groups(
+        samples,
+        geometry.all_rows,
+        weights,
+        groups=groups_for(heads, size, geometry.draft_rows // size),
+        size=size,
+        iterations=ITERATIONS,
+        progress=report,
     )
     by_layer = layer_mixture(layer_map, geometry, geometry.kv_heads).to(weights.device)
     heads_kv, heads_query = geometry.split(weights)

@@ -89,19 +89,6 @@ def layer_mixture(layer_map: Tensor, geometry: Geometry, rows: int) -> Tensor:
     return layers.repeat_interleave(geometry.draft_heads, -1).repeat_interleave(rows, 0)
 
 
-def select_heads(weights: Tensor, count: int) -> Tensor:
-    """The ``count`` draft heads that ``weights`` ``[T, H]`` use most: int64, ascending, of ties the lower.
-
-    Raises:
-        UsageError: if ``count`` is not between 1 and the number of draft heads.
-    """
-    available = weights.shape[-1]
-    if not 1 <= count <= available:
-        raise UsageError(f"{count} draft heads cannot be chosen: give a number from 1 to {available}")
-    ranked = weights.sum(0).argsort(dim=-1, descending=True, stable=True)
-    return ranked[:count].sort().values
-
-
 def _expectation(
     samples: Sequence[RoundSample], targets: Targets, weights: Tensor, heads: Tensor | None
 ) -> tuple[Tensor, Tensor]:
