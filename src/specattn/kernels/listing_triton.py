@@ -8,49 +8,29 @@ import triton.language as tl
 
 from specattn.kernels.threshold_triton import LANES
 
+WORD = tl.constexpr(32)
+"""Bits of the words in which a tile's kept positions are marked."""
+MANTISSA = tl.constexpr(2.0**23)
+"""Added to a smaller integer in float32, it leaves that integer in the lowest bits."""
+
 
 @triton.jit
-def write_marked(out, words, start, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    """Write the positions of a tile's marked elements to ``out[base:]``, if they fit into ``room``.
+def write_marked(out, words, start, base, room, SIZE: tl.constexpr):
+    """Write the positions of a tile that ``words`` mark to ``out[base:]``, if they fit into ``room``.
 
     Returns:
         where the next tile's positions go: ``base`` and the number of those kept.
 
-    What is done for each element is little: a comparison, and an addition to a word of 32 bits. The words are scanned,
-    and of each word one set bit after the other becomes an entry, as often as the fullest word has one.
+    The words are scanned, and of each word one set bit after the other becomes an entry, as often as the fullest word
+    has one.
     """
     number = popcount(words)
     total, most = tl.reduce((number, number), 0, _sum_and_most)
     end = base + total
     if end <= room:
-        offset = tl.cumsum(number, 0) - number
-        if B.probe == 3:
-            offset = tl.where(offset < 0, offset, tl.arange(0, SIZE // B.word))
-        target = out + (base + offset)
-        if B.probe == 4:
-            most = 0
-        position = start + tl.arange(0, SIZE // B.word) * B.word
+        target = out + (base + tl.cumsum(number, 0) - number)
+        position = start + tl.arange(0, SIZE // WORD) * WORD
         for _ in range(most):
-            tl.store(target, position + lowest_bit(words), mask=words != 0)
-            words &= words - 1
-            target += 1
-    return end
-
-
-@triton.jit
-def write_pair(out, words, others, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    """The same for two tiles, the first two of a row, at once."""
-    words = tl.join(words, others)  # [SIZE // word, 2]
-    number = popcount(words)
-    totals, most = tl.reduce((number, number), 0, _sum_and_most)
-    before, after = tl.split(totals)
-    end = base + before + after
-    if end <= room:
-        offset = base + tl.cumsum(number, 0) - number
-        second = tl.arange(0, 2)[None, :]
-        target = out + (offset + second * before)
-        position = second * SIZE + tl.arange(0, SIZE // B.word)[:, None] * B.word
-        for _ in range(tl.max(most)):
             tl.store(target, position + lowest_bit(words), mask=words != 0)
             words &= words - 1
             target += 1
@@ -61,25 +41,25 @@ def write_pair(out, words, others, base, room, SIZE: tl.constexpr, B: tl.constex
 def marks(weight, threshold, SIZE: tl.constexpr, B: tl.constexpr):
     """Words ``[SIZE // 32]``, in the order of the positions, whose bits tell which weights reach ``threshold``."""
     rows: tl.constexpr = SIZE // (LANES * B.vector * B.warps)
-    lanes: tl.constexpr = B.word // B.vector  # that share a word
-    kept = tl.reshape((weight >= threshold).to(tl.float32), [SIZE // B.vector, B.vector])
-    # Added up in float32, for which there are units beside those that compare. A factor that only the kernel knows
-    # keeps the compiler from adding integers instead.
+    lanes: tl.constexpr = WORD // B.vector  # that share a word
+    # Added up in float32, for which there are units beside those that compare: with a factor that the compiler does not
+    # know to be 1, or it would add up integers after all.
     bit = (1 << tl.arange(0, B.vector)).to(tl.float32) * tl.where(threshold < 0, 2.0, 1.0)
-    own = tl.sum(kept * bit[None, :], 1)
-    own = (own + 8388608.0).to(tl.int32, bitcast=True) & ((1 << B.vector) - 1)
+    kept = tl.reshape((weight >= threshold).to(tl.float32), [SIZE // B.vector, B.vector])
+    own = tl.sum(kept * bit[None, :], 1) + MANTISSA
+    own = own.to(tl.int32, bitcast=True) & ((1 << B.vector) - 1)
     own = tl.reshape(own, [rows, B.warps, LANES // lanes, lanes])
     words = tl.sum(own << (tl.arange(0, lanes) * B.vector)[None, None, None, :], 3)
-    words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // B.word])
+    words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // WORD])
     # As they are, eight words are in the hands of four lanes each; gathered, of one.
-    return tl.gather(words, tl.arange(0, SIZE // B.word), 0)
+    return tl.gather(words, tl.arange(0, SIZE // WORD), 0)
 
 
 @triton.jit
-def ones_from(place, SIZE: tl.constexpr, B: tl.constexpr):
-    """Words like those of ``marks`` in which the bits from ``place`` on are set."""
-    before = tl.minimum(tl.maximum(place - tl.arange(0, SIZE // B.word) * B.word, 0), 32)
-    return tl.where(before < 32, -1 << before, 0)
+def ones_from(place, SIZE: tl.constexpr):
+    """Words ``[SIZE // 32]`` like those of ``marks``, with the bits from the tile's element ``place`` on set."""
+    before = tl.minimum(tl.maximum(place - tl.arange(0, SIZE // WORD) * WORD, 0), WORD)
+    return tl.where(before < WORD, -1 << before, 0)
 
 
 @triton.jit

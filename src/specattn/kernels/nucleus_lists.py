@@ -166,16 +166,12 @@ def _launch(
             PER_ROW=isinstance(limit, Tensor),
             STEP=STEPS[scores.dtype],
             FORCED=triton.next_power_of_2(max(sink + recent, 1)),
-            AHEAD=blocks_ahead(scores.device, blocks, rows.numel()),
+            AHEAD=_programs_at_a_time(scores.device, blocks, rows.numel()),
             B=blocks,
             num_warps=blocks.warps,
             maxnreg=blocks.registers,
         )
     return out
-
-
-def blocks_ahead(device, blocks, rows):
-    return _programs_at_a_time(device, blocks, rows)
 
 
 def _programs_at_a_time(device: torch.device, blocks: Blocks, rows: int) -> int:

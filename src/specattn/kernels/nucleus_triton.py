@@ -29,20 +29,19 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import marks, ones_from, write_marked, write_pair
+from specattn.kernels.listing_triton import marks, ones_from, write_marked
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
     LANES,
     MASS,
     ROUNDING,
+    Row,
+    as_weights,
     by_thread,
-    clean,
     fold,
-    hold,
     read,
-    read_any,
-    row_of,
+    read_unmasked,
     search,
     value,
     within,
@@ -87,14 +86,12 @@ def select_kernel(
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
     own = scores + row_offset(program, inner, batch_stride, row_stride, entries)
-    row = row_of(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width, B)
+    row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
     room = capacity - (length - last)  # for sink and selected positions
 
-    if B.early:
-        _fetch(own + B.resident, width - B.resident, B)
-    weight = hold(row, MASS if BY_MASS else COUNT, B)
+    weight = read(row, 0, MASS if BY_MASS else COUNT, B.resident, B)
     if BY_MASS:
         mass, always, model = survey(row, weight, forced, length, B)
     else:
@@ -103,33 +100,26 @@ def select_kernel(
         follower = program + AHEAD
         if follower < tl.num_programs(0):
             _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
-    if B.probe == 1:
-        center, spread = model
-        tl.store(counts + program, (mass + always + center + spread).to(tl.int32))
-    elif B.probe == 2:
+    if BY_MASS:
         low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-        tl.store(counts + program, low + cut)
-    else:
-        if BY_MASS:
-            low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-            end = _write(indices, row, weight, low, cut, room, MASS, B)
-            if end > room:
-                # Read again rather than kept until here, in registers that are needed elsewhere.
-                weight = hold(row, COUNT, B)
-                low, cut = _by_count(row, weight, room - first, model, STEP, B)
-                end = _write(indices, row, weight, low, cut, room, COUNT, B)
-        else:
-            wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
-            low, cut = _by_count(row, weight, wanted, model, STEP, B)
+        end = _write(indices, row, weight, low, cut, room, MASS, B)
+        if end > room:
+            # Read again rather than kept until here, in registers that are needed elsewhere.
+            weight = read(row, 0, COUNT, B.resident, B)
+            low, cut = _by_count(row, weight, room - first, model, STEP, B)
             end = _write(indices, row, weight, low, cut, room, COUNT, B)
+    else:
+        wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
+        low, cut = _by_count(row, weight, wanted, model, STEP, B)
+        end = _write(indices, row, weight, low, cut, room, COUNT, B)
 
-        slot = tl.where(forced < first, forced, forced - last + end)
-        tl.store(indices + slot, forced, mask=forced < length)
-        count = end + (length - last)
-        tl.store(counts + program, count)
-        for start in range(count, capacity, 4 * LANES * B.warps):
-            unused = start + tl.arange(0, 4 * LANES * B.warps)
-            tl.store(indices + unused, -1, mask=unused < capacity)
+    slot = tl.where(forced < first, forced, forced - last + end)
+    tl.store(indices + slot, forced, mask=forced < length)
+    count = end + (length - last)
+    tl.store(counts + program, count)
+    for start in range(count, capacity, 4 * LANES * B.warps):
+        unused = start + tl.arange(0, 4 * LANES * B.warps)
+        tl.store(indices + unused, -1, mask=unused < capacity)
 
 
 @triton.jit
@@ -157,17 +147,12 @@ def _fetch(scores, width, B: tl.constexpr):
 @triton.jit
 def survey(row, weight, forced, length, B: tl.constexpr):
     """Mass of the range that is searched, and of the positions that are forced; the model of the former."""
-    resident, tail = weight
-    parts = fold(resident, B.resident, B)
-    whole, first, second = _moments(resident, MASS, B)
-    for start in range(B.resident, row.tail, B.tile):
+    parts = fold(weight, B.resident, B)
+    whole, first, second = _moments(weight, MASS, B)
+    for start in range(B.resident, row.last, B.tile):
         tile = read(row, start, MASS, B.tile, B)
         parts += fold(tile, B.tile, B)
         a, b, c = _moments(tile, MASS, B)
-        whole, first, second = whole + a, first + b, second + c
-    if B.tail:
-        parts += fold(tail, B.tile, B)
-        a, b, c = _moments(tail, MASS, B)
         whole, first, second = whole + a, first + b, second + c
     always = tl.load(row.scores + forced, mask=forced < length, other=0.0).to(tl.float32)
     always = tl.sum(tl.maximum(always, 0.0, propagate_nan=tl.PropagateNan.ALL))
@@ -178,12 +163,8 @@ def survey(row, weight, forced, length, B: tl.constexpr):
 @triton.jit
 def model_of_count(row, weight, B: tl.constexpr):
     """The model of the positive weights' number."""
-    resident, tail = weight
-    whole, first, second = _moments(resident, COUNT, B)
-    if B.tail:
-        a, b, c = _moments(tail, COUNT, B)
-        whole, first, second = whole + a, first + b, second + c
-    for start in range(B.resident, row.tail, B.tile):
+    whole, first, second = _moments(weight, COUNT, B)
+    for start in range(B.resident, row.last, B.tile):
         a, b, c = _moments(read(row, start, COUNT, B.tile, B), COUNT, B)
         whole, first, second = whole + a, first + b, second + c
     whole, first, second, _ = tl.reduce((whole, first, second, whole), 0, _add_four)
@@ -227,7 +208,7 @@ def _model(whole, first, second):
 
 @triton.jit
 def find_nucleus(row, weight, p, mass, always, model, STEP: tl.constexpr, B: tl.constexpr):
-    """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
+    """Threshold and cut of what holds ``p`` of the mass together with what is forced."""
     total = mass + always
     low = 0
     cut = 0
@@ -278,15 +259,11 @@ def _cut(row, weight, low, drop, KIND: tl.constexpr, B: tl.constexpr):
     """
     cut = 0
     if drop > 0:
-        resident, tail = weight
-        cut, drop = _skip(row, resident, low, 0, drop, KIND, B.resident, B)
-        for start in range(B.resident, row.tail, B.tile):
+        cut, drop = _skip(row, weight, low, 0, drop, KIND, B.resident, B)
+        for start in range(B.resident, row.last, B.tile):
             if cut == start:
                 tile = read(row, start, COUNT, B.tile, B)
                 cut, drop = _skip(row, tile, low, start, drop, KIND, B.tile, B)
-        if B.tail:
-            if cut == row.tail:
-                cut, drop = _skip(row, tail, low, row.tail, drop, KIND, B.tile, B)
         longest: tl.constexpr = (B.resident if B.resident > B.tile else B.tile) // B.warps
         position = cut + tl.arange(0, longest)
         read_again = tl.load(row.scores + position, mask=position < row.last, other=0.0).to(tl.float32)
@@ -300,7 +277,7 @@ def _cut(row, weight, low, drop, KIND: tl.constexpr, B: tl.constexpr):
 def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Where the first stretch of a tile begins that has more ties than are left to drop, and how many these are."""
     tied = weight == value(low)
-    if KIND == COUNT:  # the threshold may be 0, the weight of what is outside of the range
+    if KIND == COUNT:  # whose threshold may be 0, the weight of what is outside of the range
         tied &= within(start, row.first, row.last, SIZE, B)
     ties = tl.sum(tl.reshape(fold(tied.to(tl.float32), SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
     skipped = tl.cumsum(ties, 0) <= drop
@@ -311,47 +288,24 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    resident, _ = weight
-    words = _words(row, resident, 0, low, cut, KIND, B.resident, B)
-    if B.whole == 2:
-        if (row.last > B.resident) & (row.last <= 2 * B.resident):
-            tile = _read_again(row, B.resident, KIND, B.resident, B)
-            others = _words(row, tile, B.resident, low, cut, KIND, B.resident, B)
-            end = write_pair(out, words, others, row.first, room, B.resident, B)
-        else:
-            end = _write_tiles(out, row, words, low, cut, room, KIND, B)
-    else:
-        end = _write_tiles(out, row, words, low, cut, room, KIND, B)
-    return end
-
-
-@triton.jit
-def _write_tiles(out, row, words, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
-    size: tl.constexpr = B.resident if B.whole > 0 else B.tile
-    end = write_marked(out, words, 0, row.first, room, B.resident, B)
-    for start in range(B.resident, row.last, size):
-        others = _words(row, _read_again(row, start, KIND, size, B), start, low, cut, KIND, size, B)
-        end = write_marked(out, others, start, end, room, size, B)
+    end = write_marked(out, _words(row, weight, 0, low, cut, KIND, B.resident, B), 0, row.first, room, B.resident)
+    for start in range(B.resident, row.last, B.tile):
+        tile = read_unmasked(row, start, B.tile, B)
+        if KIND == COUNT:
+            tile = as_weights(tile, COUNT)
+        words = _words(row, tile, start, low, cut, KIND, B.tile, B)
+        end = write_marked(out, words, start, end, room, B.tile)
     return end
 
 
 @triton.jit
 def _words(row, weight, start, low, cut, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
-    """What is kept of a tile, as ``marks``."""
+    """What is kept of a tile, as ``marks``; by mass, the tile may be of scores instead of weights."""
     # In a tile before the cut, all ties are left out.
     threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
     words = marks(weight, threshold, SIZE, B)
     if (start < cut) & (cut < start + SIZE):
-        words = (words & ones_from(cut - start, SIZE, B)) | marks(weight, value(low + 1), SIZE, B)
-    if KIND == MASS:  # 0 is the threshold of everything
-        words = tl.where(low > 0, words, -1 if B.word == 32 else (1 << B.word) - 1)
-    return words & ones_from(row.first - start, SIZE, B) & ~ones_from(row.last - start, SIZE, B)
-
-
-@triton.jit
-def _read_again(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
-    """The weights of a tile; anything outside of the range, and of a row that is kept by mass where nothing counts."""
-    weight = read_any(row, start, SIZE, B)
-    if KIND == COUNT:
-        weight = clean(weight, COUNT)
-    return weight
+        words = (words & ones_from(cut - start, SIZE)) | marks(weight, value(low + 1), SIZE, B)
+    if KIND == MASS:  # 0 keeps everything: negative scores, too, and NaN
+        words = tl.where(low > 0, words, -1)
+    return words & ones_from(row.first - start, SIZE) & ~ones_from(row.last - start, SIZE)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from specattn.kernels.draws_triton import clear_behind, comb_of, write_drawn
 from specattn.kernels.nucleus_triton import find_nucleus, row_offset, survey
-from specattn.kernels.threshold_triton import MASS, hold, row_of, value
+from specattn.kernels.threshold_triton import MASS, Row, read, value
 
 VARYING = ["p", "a", "power", "inner", "sink", "recent"]
 
@@ -51,11 +51,11 @@ def tail_kernel(
     first = tl.minimum(sink, length)
     last = tl.maximum(length - recent, first)
     own = scores + row_offset(program, inner, batch_stride, row_stride)
-    row = row_of(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width, B)
+    row = Row(own, first, last, tl.minimum((length + 15) // 16 * 16, width), width)
     forced = tl.arange(0, FORCED)
     forced = tl.where(forced < first, forced, forced - first + last)
 
-    weight = hold(row, MASS, B)
+    weight = read(row, 0, MASS, B.resident, B)
     mass, always, model = survey(row, weight, forced, length, B)
     low, cut = find_nucleus(row, weight, p, mass, always, model, STEP, B)
     bar, scale, slope, least = _probabilities(row, tl.load(draws + request).to(tl.float32), a, low, cut, TILE)

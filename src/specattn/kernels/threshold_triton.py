@@ -49,9 +49,6 @@ class Blocks(NamedTuple):
         warps: of a program.
         registers: that a thread may have.
         vector: consecutive elements that a lane reads at once, and a warp's row has 32 times as many.
-        word: bits of the words in which kept positions are marked: at most 32.
-        shared_cache: whether the resident elements are to pass by the L1 cache, which then has room for the others.
-        whole: whether the others are written to the list as many at a time as are resident.
     """
 
     resident: int
@@ -59,12 +56,6 @@ class Blocks(NamedTuple):
     warps: int
     registers: int
     vector: int = 4
-    word: int = 32
-    shared_cache: bool = False
-    whole: int = 0
-    early: bool = False
-    tail: bool = False
-    probe: int = 0
 
 
 class Row(NamedTuple):
@@ -82,27 +73,6 @@ class Row(NamedTuple):
     last: Any
     limit: Any
     width: Any
-    tail: Any
-
-
-@triton.jit
-def row_of(scores, first, last, limit, width, B: tl.constexpr):
-    """A row, whose ``tail`` is where the last of the tiles begins that are not resident, if it is kept, too."""
-    if B.tail:
-        tail = B.resident + tl.maximum((last - B.resident + B.tile - 1) // B.tile - 1, 0) * B.tile
-    else:
-        tail = last
-    return Row(scores, first, last, limit, width, tail)
-
-
-@triton.jit
-def hold(row, KIND: tl.constexpr, B: tl.constexpr):
-    """What a program keeps of its row: the resident tile, and the tail."""
-    weight = read(row, 0, KIND, B.resident, B, B.shared_cache)
-    if B.tail:
-        return weight, read(row, row.tail, KIND, B.tile, B)
-    else:
-        return weight, 0.0
 
 
 @triton.jit
@@ -140,63 +110,55 @@ def within(start, first, last, SIZE: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
+def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """The weights of a tile: 0 for negative scores and outside of ``[first, last)``.
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
+    return as_weights(_read_scores(row, start, SIZE, B), KIND)
+
+
+@triton.jit
+def _read_scores(row, start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The scores of a tile: 0 outside of ``[first, last)``."""
     # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
     if (start >= row.first) & (start + SIZE <= row.last):
-        weight = clean(_inner(row, start, SIZE, B, PAST_L1), KIND)
+        scores = _load(row, start, False, SIZE, B)
     else:
-        weight = clean(read_any(row, start, SIZE, B, PAST_L1), KIND)
-        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
-    return weight
+        scores = read_unmasked(row, start, SIZE, B)
+        scores = tl.where(within(start, row.first, row.last, SIZE, B), scores, 0.0)
+    return scores
 
 
 @triton.jit
-def read_raw(row, start, SIZE: tl.constexpr, B: tl.constexpr):
-    """The scores of a tile as they are, 0 outside of ``[first, last)``."""
-    if (start >= row.first) & (start + SIZE <= row.last):
-        weight = _inner(row, start, SIZE, B)
-    else:
-        weight = read_any(row, start, SIZE, B)
-        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
-    return weight
-
-
-@triton.jit
-def clean(weight, KIND: tl.constexpr):
-    """Scores without negative ones, and, but where mass is added up, with infinity for NaN."""
-    weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if KIND != MASS:
-        weight = tl.where(weight < float("inf"), weight, float("inf"))
-    return weight
-
-
-@triton.jit
-def read_any(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
-    """The scores of a tile as they are, and anything outside of the range."""
+def read_unmasked(row, start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The scores of a tile; outside of ``[first, last)`` whatever is there."""
     if start + SIZE <= row.limit:
-        weight = _inner(row, start, SIZE, B, PAST_L1)
+        scores = _load(row, start, False, SIZE, B)
     else:
-        weight = _outer(row, start, SIZE, B, PAST_L1)
-    return weight
+        scores = _load(row, start, True, SIZE, B)
+    return scores
 
 
 @triton.jit
-def _inner(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
-    vector: tl.constexpr = B.vector
-    source = tl.max_contiguous(row.scores + positions(start, SIZE, B), vector)
-    return tl.load(source, cache_modifier=".cg" if PAST_L1 else "").to(tl.float32)
-
-
-@triton.jit
-def _outer(row, start, SIZE: tl.constexpr, B: tl.constexpr, PAST_L1: tl.constexpr = False):
+def _load(row, start, LIMITED: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     vector: tl.constexpr = B.vector
     position = positions(start, SIZE, B)
     source = tl.max_contiguous(row.scores + position, vector)
-    return tl.load(source, mask=position < row.limit, cache_modifier=".cg" if PAST_L1 else "").to(tl.float32)
+    if LIMITED:
+        scores = tl.load(source, mask=position < row.limit)
+    else:
+        scores = tl.load(source)
+    return scores.to(tl.float32)
+
+
+@triton.jit
+def as_weights(scores, KIND: tl.constexpr):
+    """Scores without negative ones and, except where mass is added up, with infinity for NaN."""
+    weight = tl.maximum(scores, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if KIND != MASS:
+        weight = tl.where(weight < float("inf"), weight, float("inf"))
+    return weight
 
 
 @triton.jit
@@ -220,29 +182,18 @@ def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexp
 
 
 @triton.jit
-def _reaching_held(held, key, KIND: tl.constexpr, B: tl.constexpr):
-    weight, tail = held
-    parts = reaching(weight, key, KIND, B.resident, B)
-    if B.tail:
-        parts += reaching(tail, key, KIND, B.tile, B)
-    return parts
-
-
-@triton.jit
 def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
-    """Mass or number of a row's weights whose key is at least ``key``."""
-    parts = _reaching_held(weight, key, KIND, B)
-    for start in range(B.resident, row.tail, B.tile):
-        if KIND == MASS:
-            tile = read_raw(row, start, B.tile, B)
-        else:
-            tile = read(row, start, KIND, B.tile, B)
+    """Mass or number of a row's weights whose key is at least ``key``, which is positive."""
+    parts = reaching(weight, key, KIND, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
+        # By mass, scores do: what is negative does not reach the key, and 0 times that is 0.
+        tile = _read_scores(row, start, B.tile, B) if KIND == MASS else read(row, start, KIND, B.tile, B)
         parts += reaching(tile, key, KIND, B.tile, B)
     found = tl.sum(by_thread(parts, B))
     if KIND == MASS:
-        if found != found:  # 0 times a score of -inf; there is no NaN in a row that is searched by mass
-            parts = _reaching_held(weight, key, KIND, B)
-            for start in range(B.resident, row.tail, B.tile):
+        if found != found:  # but for -inf; a row with NaN is not searched by mass
+            parts = reaching(weight, key, KIND, B.resident, B)
+            for start in range(B.resident, row.last, B.tile):
                 parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
             found = tl.sum(by_thread(parts, B))
     return found
@@ -251,11 +202,8 @@ def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def heaviest(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
     """The highest key of a row's weights that is at most ``key``."""
-    resident, tail = weight
-    highest = _highest(resident, key, B.resident, B)
-    if B.tail:
-        highest = tl.maximum(highest, _highest(tail, key, B.tile, B))
-    for start in range(B.resident, row.tail, B.tile):
+    highest = _highest(weight, key, B.resident, B)
+    for start in range(B.resident, row.last, B.tile):
         highest = tl.maximum(highest, _highest(read(row, start, KIND, B.tile, B), key, B.tile, B))
     return tl.max(highest)
 
