@@ -2,15 +2,16 @@
 
 ``python examples/break_even.py --text book.txt --context 2048 --context 8192 --batch 1 --batch 16 --out plans.json``
 decodes the same prompts, greedily, plainly, with dense and with sparse speculation of each draft length, and then with
-``gamma=auto`` and ``fallback``, which finds out while it goes what pays. Speed is that of the engine as a whole, host
-included, over the second half of each answer: prompts have been read, graphs captured and costs learnt by then.
-``of_best`` is the chooser's speed over that of the fastest fixed plan.
+``gamma=auto`` and ``fallback``, which finds out while it goes what pays. Each engine serves the prompts twice, and
+speed is that of the engine as a whole, host included, the second time: prompts have been read, graphs captured and
+costs learnt by then. ``of_best`` is the chooser's speed over that of the fastest fixed plan.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -50,25 +51,34 @@ def cut_prompts(texts: Sequence[list[int]], context: int, batch: int) -> list[li
 
 
 def speed(pair: Pair, prompts: Sequence[list[int]], tokens: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Tokens a second over the second half of the answers, and what the engine has to say of its plans."""
+    """Tokens a second of the second time, and what the engine has to say of its plans."""
     longest = max(map(len, prompts)) + tokens
     with Engine(
         pair, max_batch=len(prompts), max_tokens=longest * len(prompts), max_length=longest, **options
     ) as engine:
-        for prompt in prompts:
-            engine.submit(Request(prompt, max_new_tokens=tokens, ignore_eos=True))
-        marks = [(perf_counter(), 0)]
-        while not engine.idle:
-            updates = engine.advance()
-            errors = [update.result.error for update in updates if update.result and update.result.error]
-            if errors:
-                raise SystemExit(f"{options}: {errors[0]}")
-            if any(update.result for update in updates):
-                break  # from here on the batch is smaller
-            marks.append((perf_counter(), marks[-1][1] + sum(len(update.tokens) for update in updates)))
-        half = next(mark for mark in marks if 2 * mark[1] >= marks[-1][1])
-        rate = (marks[-1][1] - half[1]) / (marks[-1][0] - half[0])
-        return {"tokens_per_second": rate, "policy": engine.policy.report()}
+        serve(engine, prompts, tokens)
+        learnt = Counter(engine.policy.chosen)
+        rate = serve(engine, prompts, tokens)
+        rounds = {str(plan): count for plan, count in (engine.policy.chosen - learnt).most_common()}
+        return {"tokens_per_second": rate, "rounds": rounds, "policy": engine.policy.report()}
+
+
+def serve(engine: Engine, prompts: Sequence[list[int]], tokens: int) -> float:
+    """Tokens a second from when all prompts have been read until the first answer is whole."""
+    for prompt in prompts:
+        engine.submit(Request(prompt, max_new_tokens=tokens, ignore_eos=True))
+    began, new, whole = 0.0, 0, False
+    while not engine.idle:
+        updates = engine.advance()
+        results = [update.result for update in updates if update.result]
+        if any(result.error for result in results):
+            raise SystemExit(str(results[0].error))
+        if not began:
+            began = perf_counter()
+        elif not whole:  # from then on the batch is smaller
+            new += sum(len(update.tokens) for update in updates)
+            rate, whole = new / (perf_counter() - began), bool(results)
+    return rate
 
 
 def cell(

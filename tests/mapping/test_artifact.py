@@ -10,6 +10,7 @@ from mapping_examples import DRAFT, TARGET, example_mapping
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import specattn
 from specattn.errors import UsageError
 from specattn.mapping.artifact import Mapping
 
@@ -172,3 +173,10 @@ def test_to_moves_every_tensor_and_keeps_the_rest() -> None:
     mapping = example_mapping().to("meta")
     assert {getattr(mapping, name).device.type for name in TENSORS} == {"meta"}
     assert mapping.metadata == example_mapping().metadata
+
+
+def test_the_shipped_mapping_mixes_whole_groups() -> None:
+    mapping = Mapping.load(Path(specattn.__file__).parent / "mapping" / "data" / "qwen2.5-coder.safetensors")
+    groups = mapping.global_heads.unflatten(0, (-1, 7))  # query heads of a KV head of Qwen2.5-Coder-0.5B
+    assert torch.equal(groups, groups[:, :1] // 7 * 7 + torch.arange(7))
+    assert len(groups) * 4 <= mapping.metadata.geometry.draft_rows // 7, "a quarter of the draft's keys"
