@@ -16,7 +16,8 @@ more instructions an element:
 The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. Of the elements that have the
 threshold's weight, the least recent that are not needed are counted off: in 16 bits there are some in every row. The
 list (:mod:`specattn.kernels.listing_triton`) is written with one scan of words of 32 bits, not of elements, since a
-scan of 32K elements would cost more than all the search.
+scan of 32K elements would cost more than all the search. The range that is searched and the cut are masks of these
+words, too: masks of the elements would make a copy of the row, for which there are no registers.
 
 Where a program fills a multiprocessor, which would be idle while the next one's row comes from memory, each program
 has the row of the one that will follow on its multiprocessor fetched into L2 while it searches.
@@ -288,7 +289,8 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    end = write_marked(out, _words(row, weight, 0, low, cut, KIND, B.resident, B), 0, row.first, room, B.resident)
+    words = _words(row, weight, 0, low, cut, KIND, B.resident, B)
+    end = write_marked(out, words, 0, row.first, room, B.resident)
     for start in range(B.resident, row.last, B.tile):
         tile = read_unmasked(row, start, B.tile, B)
         if KIND == COUNT:

@@ -133,7 +133,7 @@ def _read_scores(row, start, SIZE: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def read_unmasked(row, start, SIZE: tl.constexpr, B: tl.constexpr):
     """The scores of a tile; outside of ``[first, last)`` whatever is there."""
-    if start + SIZE <= row.limit:
+    if start + SIZE <= row.limit:  # noqa: SIM108 - a selection would read twice
         scores = _load(row, start, False, SIZE, B)
     else:
         scores = _load(row, start, True, SIZE, B)
@@ -145,10 +145,7 @@ def _load(row, start, LIMITED: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr
     vector: tl.constexpr = B.vector
     position = positions(start, SIZE, B)
     source = tl.max_contiguous(row.scores + position, vector)
-    if LIMITED:
-        scores = tl.load(source, mask=position < row.limit)
-    else:
-        scores = tl.load(source)
+    scores = tl.load(source, mask=position < row.limit) if LIMITED else tl.load(source)
     return scores.to(tl.float32)
 
 
@@ -183,15 +180,15 @@ def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexp
 
 @triton.jit
 def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
-    """Mass or number of a row's weights whose key is at least ``key``, which is positive."""
+    """Mass or number of a row's weights whose key is at least ``key``, a positive one."""
     parts = reaching(weight, key, KIND, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        # By mass, scores do: what is negative does not reach the key, and 0 times that is 0.
+        # By mass, scores will do: negative ones do not reach the key, and 0 times them is 0.
         tile = _read_scores(row, start, B.tile, B) if KIND == MASS else read(row, start, KIND, B.tile, B)
         parts += reaching(tile, key, KIND, B.tile, B)
     found = tl.sum(by_thread(parts, B))
-    if KIND == MASS:
-        if found != found:  # but for -inf; a row with NaN is not searched by mass
+    if KIND == MASS:  # noqa: SIM102 - `and` would compile it for numbers, too
+        if found != found:  # 0 times -inf is NaN; the row has none, or it would not be searched by mass
             parts = reaching(weight, key, KIND, B.resident, B)
             for start in range(B.resident, row.last, B.tile):
                 parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
