@@ -193,6 +193,25 @@ def test_zeros_and_negative_weights_are_never_needed():
     assert run(nucleus_lists, scores, 0.999999, [6]).indices[0].tolist() == [1, 3, -1, -1, -1, -1]
 
 
+@pytest.mark.parametrize("forced", [{}, {"sink": 4, "recent": 9}, {"sink": 280}, {"sink": 3, "recent": 690}])
+def test_negative_weights_in_tiles_that_are_read_again(forced):
+    """Such tiles are searched as they are, up to the first -inf; a sink may reach beyond the resident one."""
+    scores, lengths = attention(3, 701, seed=6), [701, 701, 699]
+    scores[0, ::17] = -INF
+    scores[1, ::3] *= -1
+    scores[2, 5:350] = 0.0
+    lists = run(nucleus_lists, scores, 0.9, lengths, **forced)
+    assert_nucleus(lists, scores, 0.9, lengths, **forced)
+
+
+@pytest.mark.parametrize("place", [5, 300, 699])
+def test_nan_in_any_tile_keeps_everything_visible(place):
+    scores = attention(1, 700)
+    scores[0, [17, 450]] = -1.0
+    scores[0, place] = NAN
+    assert run(nucleus_lists, scores, 0.5, [700], sink=2).counts.tolist() == [700]
+
+
 @pytest.mark.parametrize("bad", [0.0, NAN, -NAN, INF])
 def test_a_row_without_a_finite_mass_keeps_everything_visible_and_only_that_row(bad):
     scores = torch.tensor([[0.1, 0.8, 0.1, 0.0], [0.0, bad, 0.0, 0.0], [0.1, 0.1, 0.8, 0.0]])

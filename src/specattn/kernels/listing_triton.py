@@ -10,19 +10,20 @@ from specattn.kernels.threshold_triton import LANES
 
 WORD = tl.constexpr(32)
 """Bits of the words in which a tile's kept positions are marked."""
+MANTISSA = tl.constexpr(2.0**23)
+"""Added to a smaller integer in float32, it leaves that integer in the lowest bits."""
 
 
 @triton.jit
-def write_kept(out, weight, start, threshold, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    """Write the positions of a tile's weights of at least ``threshold`` to ``out[base:]``, if they fit into ``room``.
+def write_marked(out, words, start, base, room, SIZE: tl.constexpr):
+    """Write the positions of a tile that ``words`` mark to ``out[base:]``, if they fit into ``room``.
 
     Returns:
         where the next tile's positions go: ``base`` and the number of those kept.
 
-    What is done for each element is little: a comparison, and an addition to a word of 32 bits. The words are scanned,
-    and of each word one set bit after the other becomes an entry, as often as the fullest word has one.
+    The words are scanned, and of each word one set bit after the other becomes an entry, as often as the fullest word
+    has one.
     """
-    words = marks(weight, threshold, SIZE, B)
     number = popcount(words)
     total, most = tl.reduce((number, number), 0, _sum_and_most)
     end = base + total
@@ -41,15 +42,24 @@ def marks(weight, threshold, SIZE: tl.constexpr, B: tl.constexpr):
     """Words ``[SIZE // 32]``, in the order of the positions, whose bits tell which weights reach ``threshold``."""
     rows: tl.constexpr = SIZE // (LANES * B.vector * B.warps)
     lanes: tl.constexpr = WORD // B.vector  # that share a word
-    bit = (1 << tl.arange(0, B.vector)).to(tl.float32)[None, :]
+    # Added up in float32, for which there are units beside those that compare: with a factor that the compiler does not
+    # know to be 1, or it would add up integers after all.
+    bit = (1 << tl.arange(0, B.vector)).to(tl.float32) * tl.where(threshold < 0, 2.0, 1.0)
     kept = tl.reshape((weight >= threshold).to(tl.float32), [SIZE // B.vector, B.vector])
-    # Added up in float32, for which there are units beside those that compare.
-    own = tl.sum(kept * bit, 1).to(tl.int32)
+    own = tl.sum(kept * bit[None, :], 1) + MANTISSA
+    own = own.to(tl.int32, bitcast=True) & ((1 << B.vector) - 1)
     own = tl.reshape(own, [rows, B.warps, LANES // lanes, lanes])
     words = tl.sum(own << (tl.arange(0, lanes) * B.vector)[None, None, None, :], 3)
     words = tl.reshape(tl.permute(words, 1, 0, 2), [SIZE // WORD])
     # As they are, eight words are in the hands of four lanes each; gathered, of one.
     return tl.gather(words, tl.arange(0, SIZE // WORD), 0)
+
+
+@triton.jit
+def ones_from(place, SIZE: tl.constexpr):
+    """Words ``[SIZE // 32]`` like those of ``marks``, with the bits from the tile's element ``place`` on set."""
+    before = tl.minimum(tl.maximum(place - tl.arange(0, SIZE // WORD) * WORD, 0), WORD)
+    return tl.where(before < WORD, -1 << before, 0)
 
 
 @triton.jit

@@ -16,7 +16,8 @@ more instructions an element:
 The search (:mod:`specattn.kernels.threshold_triton`) makes few steps instead. Of the elements that have the
 threshold's weight, the least recent that are not needed are counted off: in 16 bits there are some in every row. The
 list (:mod:`specattn.kernels.listing_triton`) is written with one scan of words of 32 bits, not of elements, since a
-scan of 32K elements would cost more than all the search.
+scan of 32K elements would cost more than all the search. The range that is searched and the cut are masks of these
+words, too: masks of the elements would make a copy of the row, for which there are no registers.
 
 Where a program fills a multiprocessor, which would be idle while the next one's row comes from memory, each program
 has the row of the one that will follow on its multiprocessor fetched into L2 while it searches.
@@ -29,7 +30,7 @@ import math
 import triton
 import triton.language as tl
 
-from specattn.kernels.listing_triton import write_kept
+from specattn.kernels.listing_triton import marks, ones_from, write_marked
 from specattn.kernels.threshold_triton import (
     COUNT,
     INFINITE,
@@ -37,9 +38,11 @@ from specattn.kernels.threshold_triton import (
     MASS,
     ROUNDING,
     Row,
+    as_weights,
     by_thread,
     fold,
     read,
+    read_unmasked,
     search,
     value,
     within,
@@ -99,15 +102,17 @@ def select_kernel(
         if follower < tl.num_programs(0):
             _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
     if BY_MASS:
-        weight, low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-        end = _write(indices, row, weight, low, cut, room, B)
+        low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
+        end = _write(indices, row, weight, low, cut, room, MASS, B)
         if end > room:
+            # Read again rather than kept until here, in registers that are needed elsewhere.
+            weight = read(row, 0, COUNT, B.resident, B)
             low, cut = _by_count(row, weight, room - first, model, STEP, B)
-            end = _write(indices, row, weight, low, cut, room, B)
+            end = _write(indices, row, weight, low, cut, room, COUNT, B)
     else:
         wanted = tl.minimum(tl.minimum(limit, length) - (length - last), room) - first
         low, cut = _by_count(row, weight, wanted, model, STEP, B)
-        end = _write(indices, row, weight, low, cut, room, B)
+        end = _write(indices, row, weight, low, cut, room, COUNT, B)
 
     slot = tl.where(forced < first, forced, forced - last + end)
     tl.store(indices + slot, forced, mask=forced < length)
@@ -204,15 +209,13 @@ def _model(whole, first, second):
 
 @triton.jit
 def find_nucleus(row, weight, p, mass, always, model, STEP: tl.constexpr, B: tl.constexpr):
-    """The resident tile, and threshold and cut of what holds ``p`` of the mass together with what is forced."""
+    """Threshold and cut of what holds ``p`` of the mass together with what is forced."""
     total = mass + always
     low = 0
     cut = 0
     if (p < 1) & (total > 0) & (total < float("inf")):
         low, cut = _by_mass(row, weight, tl.minimum(p * total - always, mass), mass, model, STEP, B)
-    else:
-        weight = tl.where(weight < float("inf"), weight, float("inf"))
-    return weight, low, cut
+    return low, cut
 
 
 @triton.jit
@@ -230,7 +233,7 @@ def _by_mass(row, weight, needed, mass, model, STEP: tl.constexpr, B: tl.constex
             # Larger by the rounding, which must not keep a tie that is not needed.
             surplus = (found - needed) / value(low) * (1 + ROUNDING)
             drop = tl.minimum(surplus, row.width.to(tl.float32)).to(tl.int32)
-    return low, _cut(row, weight, low, drop, B)
+    return low, _cut(row, weight, low, drop, MASS, B)
 
 
 @triton.jit
@@ -246,21 +249,22 @@ def _by_count(row, weight, wanted, model, STEP: tl.constexpr, B: tl.constexpr):
         total = (row.last - row.first).to(tl.float32)
         low, found, _ = search(row, weight, needed, total, low, high, model, COUNT, STEP, B)
         drop = (found - needed).to(tl.int32)
-    return low, _cut(row, weight, low, drop, B)
+    return low, _cut(row, weight, low, drop, COUNT, B)
 
 
 @triton.jit
-def _cut(row, weight, low, drop, B: tl.constexpr):
+def _cut(row, weight, low, drop, KIND: tl.constexpr, B: tl.constexpr):
     """The position before which elements with the key ``low`` are not kept: ``drop`` of them, the least recent.
 
     Counted in the stretches of the warps first; of the stretch in which the cut lies the elements are read again.
     """
     cut = 0
     if drop > 0:
-        cut, drop = _skip(row, weight, low, 0, drop, B.resident, B)
+        cut, drop = _skip(row, weight, low, 0, drop, KIND, B.resident, B)
         for start in range(B.resident, row.last, B.tile):
             if cut == start:
-                cut, drop = _skip(row, read(row, start, COUNT, B.tile, B), low, start, drop, B.tile, B)
+                tile = read(row, start, COUNT, B.tile, B)
+                cut, drop = _skip(row, tile, low, start, drop, KIND, B.tile, B)
         longest: tl.constexpr = (B.resident if B.resident > B.tile else B.tile) // B.warps
         position = cut + tl.arange(0, longest)
         read_again = tl.load(row.scores + position, mask=position < row.last, other=0.0).to(tl.float32)
@@ -271,38 +275,39 @@ def _cut(row, weight, low, drop, B: tl.constexpr):
 
 
 @triton.jit
-def _skip(row, weight, low, start, drop, SIZE: tl.constexpr, B: tl.constexpr):
+def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     """Where the first stretch of a tile begins that has more ties than are left to drop, and how many these are."""
-    tied = (_inside(row, weight, start, low, SIZE, B) == value(low)).to(tl.float32)
-    ties = tl.sum(tl.reshape(fold(tied, SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
+    tied = weight == value(low)
+    if KIND == COUNT:  # whose threshold may be 0, the weight of what is outside of the range
+        tied &= within(start, row.first, row.last, SIZE, B)
+    ties = tl.sum(tl.reshape(fold(tied.to(tl.float32), SIZE, B), [B.warps, LANES * B.vector]), 1).to(tl.int32)
     skipped = tl.cumsum(ties, 0) <= drop
     start += tl.sum(skipped.to(tl.int32)) * (SIZE // B.warps)
     return start, drop - tl.sum(tl.where(skipped, ties, 0))
 
 
 @triton.jit
-def _inside(row, weight, start, low, SIZE: tl.constexpr, B: tl.constexpr):
-    """Weights of a tile; below 0 where the threshold would keep what is outside of the range."""
-    if (low == 0) & ((start < row.first) | (start + SIZE > row.last)):
-        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, -1.0)
-    return weight
-
-
-@triton.jit
-def _write(out, row, weight, low, cut, room, B: tl.constexpr):
+def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    end = _write_tile(out, row, weight, 0, low, cut, row.first, room, B.resident, B)
+    words = _words(row, weight, 0, low, cut, KIND, B.resident, B)
+    end = write_marked(out, words, 0, row.first, room, B.resident)
     for start in range(B.resident, row.last, B.tile):
-        tile = read(row, start, COUNT, B.tile, B)
-        end = _write_tile(out, row, tile, start, low, cut, end, room, B.tile, B)
+        tile = read_unmasked(row, start, B.tile, B)
+        if KIND == COUNT:
+            tile = as_weights(tile, COUNT)
+        words = _words(row, tile, start, low, cut, KIND, B.tile, B)
+        end = write_marked(out, words, start, end, room, B.tile)
     return end
 
 
 @triton.jit
-def _write_tile(out, row, weight, start, low, cut, base, room, SIZE: tl.constexpr, B: tl.constexpr):
-    weight = _inside(row, weight, start, low, SIZE, B)
-    if (start < cut) & (cut < start + SIZE):
-        weight = tl.where((weight == value(low)) & within(start, 0, cut, SIZE, B), -1.0, weight)
+def _words(row, weight, start, low, cut, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+    """What is kept of a tile, as ``marks``; by mass, the tile may be of scores instead of weights."""
     # In a tile before the cut, all ties are left out.
     threshold = tl.where(cut < start + SIZE, value(low), value(low + 1))
-    return write_kept(out, weight, start, threshold, base, room, SIZE, B)
+    words = marks(weight, threshold, SIZE, B)
+    if (start < cut) & (cut < start + SIZE):
+        words = (words & ones_from(cut - start, SIZE)) | marks(weight, value(low + 1), SIZE, B)
+    if KIND == MASS:  # 0 keeps everything: negative scores, too, and NaN
+        words = tl.where(low > 0, words, -1)
+    return words & ones_from(row.first - start, SIZE) & ~ones_from(row.last - start, SIZE)

@@ -57,7 +57,7 @@ def tail_kernel(
 
     weight = read(row, 0, MASS, B.resident, B)
     mass, always, model = survey(row, weight, forced, length, B)
-    _, low, cut = find_nucleus(row, weight, p, mass, always, model, STEP, B)
+    low, cut = find_nucleus(row, weight, p, mass, always, model, STEP, B)
     bar, scale, slope, least = _probabilities(row, tl.load(draws + request).to(tl.float32), a, low, cut, TILE)
 
     comb = comb_of(tl.load(shifts + program))

@@ -115,22 +115,44 @@ def read(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
 
     NaN is kept where mass is added up, so that it shows in the sum; elsewhere it counts as infinity.
     """
-    # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
-    if (start >= row.first) & (start + SIZE <= row.last):
-        weight = _weights(row, start, KIND, SIZE, B)
-    else:
-        weight = _weights(row, start, KIND, SIZE, B)
-        weight = tl.where(within(start, row.first, row.last, SIZE, B), weight, 0.0)
-    return weight
+    return as_weights(_read_scores(row, start, SIZE, B), KIND)
 
 
 @triton.jit
-def _weights(row, start, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
+def _read_scores(row, start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The scores of a tile: 0 outside of ``[first, last)``."""
+    # Each branch reads: masking behind one read, Triton makes a selection of the branch, and masks every tile.
+    if (start >= row.first) & (start + SIZE <= row.last):
+        scores = _load(row, start, False, SIZE, B)
+    else:
+        scores = read_unmasked(row, start, SIZE, B)
+        scores = tl.where(within(start, row.first, row.last, SIZE, B), scores, 0.0)
+    return scores
+
+
+@triton.jit
+def read_unmasked(row, start, SIZE: tl.constexpr, B: tl.constexpr):
+    """The scores of a tile; outside of ``[first, last)`` whatever is there."""
+    if start + SIZE <= row.limit:  # noqa: SIM108 - a selection would read twice
+        scores = _load(row, start, False, SIZE, B)
+    else:
+        scores = _load(row, start, True, SIZE, B)
+    return scores
+
+
+@triton.jit
+def _load(row, start, LIMITED: tl.constexpr, SIZE: tl.constexpr, B: tl.constexpr):
     vector: tl.constexpr = B.vector
     position = positions(start, SIZE, B)
     source = tl.max_contiguous(row.scores + position, vector)
-    weight = tl.load(source, mask=position < row.limit).to(tl.float32)
-    weight = tl.maximum(weight, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    scores = tl.load(source, mask=position < row.limit) if LIMITED else tl.load(source)
+    return scores.to(tl.float32)
+
+
+@triton.jit
+def as_weights(scores, KIND: tl.constexpr):
+    """Scores without negative ones and, except where mass is added up, with infinity for NaN."""
+    weight = tl.maximum(scores, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if KIND != MASS:
         weight = tl.where(weight < float("inf"), weight, float("inf"))
     return weight
@@ -158,11 +180,20 @@ def reaching(weight, key, KIND: tl.constexpr, SIZE: tl.constexpr, B: tl.constexp
 
 @triton.jit
 def measure(row, weight, key, KIND: tl.constexpr, B: tl.constexpr):
-    """Mass or number of a row's weights whose key is at least ``key``."""
+    """Mass or number of a row's weights whose key is at least ``key``, a positive one."""
     parts = reaching(weight, key, KIND, B.resident, B)
     for start in range(B.resident, row.last, B.tile):
-        parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
-    return tl.sum(by_thread(parts, B))
+        # By mass, scores will do: negative ones do not reach the key, and 0 times them is 0.
+        tile = _read_scores(row, start, B.tile, B) if KIND == MASS else read(row, start, KIND, B.tile, B)
+        parts += reaching(tile, key, KIND, B.tile, B)
+    found = tl.sum(by_thread(parts, B))
+    if KIND == MASS:  # noqa: SIM102 - `and` would compile it for numbers, too
+        if found != found:  # 0 times -inf is NaN; the row has none, or it would not be searched by mass
+            parts = reaching(weight, key, KIND, B.resident, B)
+            for start in range(B.resident, row.last, B.tile):
+                parts += reaching(read(row, start, KIND, B.tile, B), key, KIND, B.tile, B)
+            found = tl.sum(by_thread(parts, B))
+    return found
 
 
 @triton.jit
