@@ -289,8 +289,8 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 @triton.jit
 def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
-    words = _words(row, weight, 0, low, cut, KIND, B.resident, B)
-    end = write_marked(out, words, 0, row.first, room, B.resident)
+    kept = _words(row, weight, 0, low, cut, KIND, B.resident, B)
+    end = write_marked(out, kept, 0, row.first, room, B.resident)
     for start in range(B.resident, row.last, B.tile):
         tile = read_unmasked(row, start, B.tile, B)
         if KIND == COUNT:

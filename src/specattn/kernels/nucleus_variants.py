@@ -15,7 +15,7 @@ from specattn.kernels.tail_lists import TILE
 from specattn.kernels.tail_triton import tail_kernel
 from specattn.kernels.threshold_triton import Blocks
 
-SPILLS = 640
+SPILLS = 128
 """Bytes a thread, in the code for ties and for lists beyond their capacity; a thread has up to 128 elements."""
 
 ALIGNED = ("scores", "lengths", "indices", "counts", "batch_stride", "row_stride", "width", "capacity")
