@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 
 import torch
 
@@ -35,6 +36,8 @@ class Pipeline:
         self.rounds, self.policy = rounds, policy
         self.context_limit, self.lossless = context_limit, lossless
         self._flight: Flight | None = None
+        self._before: Flight | None = None
+        self._settled = 0.0
 
     def advance(self, active: Mapping[int, ActiveRequest]) -> Iterator[tuple[int, int]]:
         """Launch one round for all requests that go on, and take in the one that is due: this one or the one before.
@@ -126,14 +129,30 @@ class Pipeline:
         if flight is None:
             return
         landed = flight.land()
+        seconds = self._seconds(flight, landed.seconds)
         if not self.lossless:
-            self.policy.observe(flight.plan, flight.size, landed.seconds)
+            self.policy.observe(flight.plan, flight.size, seconds)
         served = zip(flight.requests.items(), landed.tokens, landed.reads, strict=True)
         for (id, request), tokens, reads in served:
             if id in active:
                 known = len(request.tokens)
                 self._take(request, flight.plan, tokens, reads)
                 yield id, known
+
+    def _seconds(self, flight: Flight, device: float) -> float:
+        """What a round costs: the time on the ``device``, or that between two rounds where the host is slower.
+
+        The latter counts only among rounds that are alike: a request that is read, or a graph that is captured, between
+        two rounds says nothing of them.
+        """
+        before, self._before = self._before, flight
+        began, self._settled = self._settled, perf_counter()
+        near = [other for other in (before, self._flight) if other is not None]
+        if len(near) == 2 and all(
+            other.plan == flight.plan and other.requests.keys() == flight.requests.keys() for other in near
+        ):
+            return max(device, self._settled - began)
+        return device
 
     def _take(
         self, request: ActiveRequest, plan: Plan, tokens: Sequence[int], reads: Sequence[float]
