@@ -160,11 +160,12 @@ class Setting:
             if copy := quantised_keys_of(runner.cache):
                 copy.follow()
 
-    def round(self, mode: str, density: float | None = None) -> FastRound:
+    def round(self, mode: str, density: float | None = None, kind: type[FastRound] = FastRound) -> FastRound:
         """A round of all requests in one of :data:`MODES`, behind ``context`` tokens each.
 
         Args:
             density: the share of the context that sparse layers are to read; what the method finds if ``None``.
+            kind: what it is made of.
         """
         target, draft, pair = self.target, self.draft, self.pair
         cache, device = target.runner.cache, target.runner.device
@@ -178,7 +179,7 @@ class Setting:
                     # Behind their first rounds, and not all at the same: one round is like the mean of several.
                     memory.rounds[: self.batch] = 1 + torch.arange(self.batch) % TURNS
                 target, draft = self._imposed_target(density), self._imposed_draft(density)
-        round = FastRound(
+        round = kind(
             target,
             None if mode == "plain" else draft,
             pair.method if mode == "sparse" else Dense(),

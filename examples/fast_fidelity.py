@@ -1,0 +1,183 @@
+"""How far the fast path's own rounds stray along a text, those of sparse drafts included.
+
+``python examples/fast_fidelity.py --text book.txt --context 4096 --methods specattn:map=global:p=0.9:draft_p=0.8``
+feeds rounds the text's own tokens as proposals and compares each row's distribution with that of a dense pass.
+``specattn eval fidelity`` does so with rounds whose draft reads all; what a sparse draft (``draft_p``) leaves out
+is seen here. The draft remembers from round to round, as in decoding. On a CPU rounds are made of references.
+
+``--copied N`` lets the text go on with its own tokens from the N-th on, once more: then heads that copy are at work.
+``by_row`` is the KL of the first, second and so on row of a round; the first ``--skip`` rounds do not count, since a
+sparse draft's first round reads everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import specattn
+from specattn.attention import DenseAttend, attached
+from specattn.benchmarks.setting import FastPair, Setting, check_fast
+from specattn.environment import environment
+from specattn.evaluation.documents import load_documents
+from specattn.fast.requests import RoundInputs
+from specattn.fast.round import FastRound
+from specattn.files import write_file
+from specattn.mapping.artifact import Mapping
+from specattn.mapping.resolve import resolve_mapping
+from specattn.pairs import Pair
+from specattn.runner import ModelRunner
+from specattn.sampling import Stream
+from specattn.selection.registry import parse_method, split_methods
+
+Texts = Sequence[list[int]]
+
+
+class ForcedRound(FastRound):
+    """A round whose draft proposes what it is told to.
+
+    Attributes:
+        proposals: int64 ``[batch, gamma]``.
+    """
+
+    proposals: Tensor
+
+    def _choose(
+        self, inputs: RoundInputs, logits: Tensor, stream: Stream, draw: int
+    ) -> tuple[Tensor, Tensor]:
+        return self.proposals[:, draw : draw + 1], logits[..., :0]
+
+
+def cut(pair: Pair, asked: argparse.Namespace) -> list[list[int]]:
+    """The tokens of each text: its context, all rounds, and one more."""
+    length = asked.context + asked.rounds * (asked.gamma + 1) + 1
+    own = length if asked.copied is None else min(length, asked.context)
+    texts = [document.tokens for document in load_documents(asked.text, pair.tokenizer, own)]
+    if asked.copied is None:
+        return texts
+    whole = [text + text[asked.copied :][: length - own] for text in texts]
+    if min(map(len, whole)) < length:
+        raise SystemExit(f"--copied {asked.copied} leaves too few tokens to copy; give a smaller one")
+    return whole
+
+
+def dense_rows(pair: Pair, text: Sequence[int], context: int, vocab: int) -> Tensor:
+    """Log-probabilities ``[rows, vocab]`` of a dense pass over the tokens from ``context`` on, but the last."""
+    runner = ModelRunner(pair.target, tokens=len(text), slots=1)
+    slot = runner.cache.allocate(len(text))
+    runner.prefill(slot, text[:context])
+    fed = list(text[context:-1])
+    step = runner.step([slot], [context], len(fed), DenseAttend(), metered=False)
+    logits = runner.forward(step, torch.tensor([fed], device=runner.device), len(fed))[0]
+    return logits[:, :vocab].float().log_softmax(-1)
+
+
+def follow(
+    setting: Setting, texts: Texts, dense: Sequence[Tensor], asked: argparse.Namespace
+) -> dict[str, Any]:
+    """One method along all texts: KL and agreement of each row, and reads."""
+    rows, device = asked.gamma + 1, setting.target.runner.device
+    round = setting.round("sparse", kind=ForcedRound)
+    assert isinstance(round, ForcedRound)
+    divergences, agreement = [], []
+    before = setting.reads()
+    for number in range(asked.rounds):
+        at = asked.context + number * rows
+        setting.place(round, [(at, text[at - 1], text[at]) for text in texts])
+        inputs = round.requests.inputs(round.slots, round.sampling)
+        round.proposals = torch.tensor([text[at + 1 : at + rows] for text in texts], device=device)
+        proposal = round.propose(inputs)
+        assert proposal is not None
+        logits = round.target_logits(inputs, torch.cat([inputs.recent[:, 1:], proposal.tokens], 1))
+        found = logits[..., : setting.pair.vocab_size].float().log_softmax(-1)
+        exact = torch.stack([part[number * rows : (number + 1) * rows] for part in dense])
+        divergences.append((exact.exp() * (exact - found)).sum(-1))
+        agreement.append(exact.argmax(-1) == found.argmax(-1))
+    read, full, draft = (after - b for after, b in zip(setting.reads(), before, strict=True))
+    kl, same = torch.stack(divergences[asked.skip :], 1), torch.stack(agreement[asked.skip :], 1)
+    return {
+        "method": setting.pair.method.spec(),
+        "kl": kl.mean((1, 2)).tolist(),
+        "by_row": kl.mean((0, 1)).tolist(),
+        "largest_kl": float(kl.max()),
+        "top1_agreement": same.float().mean((1, 2)).tolist(),
+        "kv_read_fraction": read / full,
+        "draft_read_fraction": draft / full,
+    }
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Follow the texts with each method, and print a line for each."""
+    asked = parser().parse_args(arguments)
+    if not 0 <= asked.skip < asked.rounds:
+        raise SystemExit(f"--skip {asked.skip} leaves none of {asked.rounds} rounds; give fewer")
+    pair = specattn.load_pair(
+        asked.pair or (None if asked.target else "qwen2.5-coder"),
+        target=asked.target,
+        draft=asked.draft,
+        device=asked.device,
+        dtype=asked.dtype,
+    )
+    methods = [check_fast(pair.models, parse_method(name)) for name in split_methods(asked.methods)]
+    mapping = resolve_mapping(pair, methods[0], Mapping.load(asked.mapping) if asked.mapping else None)
+    assert mapping is not None and pair.draft is not None
+    texts = cut(pair, asked)
+    with attached(pair.target):
+        dense = [dense_rows(pair, text, asked.context, pair.vocab_size) for text in texts]
+    length = len(texts[0])
+    fast = FastPair.of("pair", pair.target, pair.draft, mapping.to(pair.device), methods[0], length + 64)
+    rows = []
+    for method in methods:
+        own = replace(fast, method=method)
+        setting = Setting(own, len(texts), asked.context, asked.gamma, length - asked.context + 16)
+        with attached(*pair.models):
+            for runner in setting.runners:
+                for slot, text in enumerate(texts):
+                    runner.prefill(slot, text[: asked.context])
+        rows.append(follow(setting, texts, dense, asked))
+        print(json.dumps(rows[-1]), flush=True)
+    report = {
+        "command": "fast_fidelity",
+        "pair": pair.name,
+        **{name: getattr(asked, name) for name in ("context", "rounds", "skip", "gamma", "copied")},
+        "texts": [Path(path).stem for path in asked.text],
+        "results": rows,
+        "environment": environment(pair.device, pair.dtype),
+    }
+    if asked.out:
+        write_file(Path(asked.out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
+    return report
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--pair", help="a built-in pair; qwen2.5-coder by default")
+    result.add_argument("--target", help="or a target")
+    result.add_argument("--draft", help="and its draft")
+    result.add_argument("--device")
+    result.add_argument("--dtype")
+    result.add_argument("--mapping", help="the calibrated mapping, if not the pair's own")
+    result.add_argument("--text", action="append", required=True, help="a text file; repeatable")
+    result.add_argument("--context", type=int, default=4096, help="tokens before the first round")
+    result.add_argument("--rounds", type=int, default=24)
+    result.add_argument("--skip", type=int, default=2, help="first rounds that do not count")
+    result.add_argument("--gamma", type=int, default=2)
+    result.add_argument("--copied", type=int, help="go on with the text's own tokens from this one on")
+    result.add_argument("--methods", default="specattn:map=global:dense_layers=0:p=0.9:draft_p=0.95")
+    result.add_argument("--out", help="where the JSON document goes")
+    return result
+
+
+if __name__ == "__main__":
+    main()
