@@ -201,6 +201,7 @@ def small() -> Iterator[Command]:
 def tasks() -> Iterator[Command]:
     """Answers that are scored."""
     p80, p90 = (f"specattn:p={p}:dense_layers=0:every_row=true" for p in (0.8, 0.9))
+    whole = f"{STARTING_POINT}:dense_below=1024"
     others = ["specattn-paper:p=0.95", "quest:budget=0.1", "streaming:budget=0.1"]
     lengths = [word for length in (4096, 8192, 16384, 32768) for word in ("--length", length)]
     retrieval = ["dense", STARTING_POINT, p90, *others]
@@ -212,8 +213,8 @@ def tasks() -> Iterator[Command]:
             8,
             [*retrieval, "snapkv:budget=0.1"],
         ),
-        "humaneval": (("humaneval", "--data", code, "--chat"), 32, ["dense", STARTING_POINT, p80, p90]),
-        "gsm8k": (("gsm8k", "--data", numbers), 32, ["dense", STARTING_POINT, p90]),
+        "humaneval": (("humaneval", "--data", code, "--chat"), 32, ["dense", STARTING_POINT, p80, p90, whole]),
+        "gsm8k": (("gsm8k", "--data", numbers), 32, ["dense", STARTING_POINT, p90, whole]),
     }
     for name, (words, batch, methods) in asked.items():
         run = ("--run", f"{{work}}/run_{name}", "--methods", ",".join(methods), "--batch", batch)
@@ -247,6 +248,39 @@ def frontier() -> Iterator[Command]:
         yield fidelity("extensions", context, methods)
 
 
+def tails() -> Iterator[Command]:
+    """Seeds and sizes of the tail at 32,768 tokens, and rounds of three rows with the mapping's global heads."""
+    every, flat = ":dense_layers=0:every_row=true", ":a=0.03:power=0.8"
+    sizes = [(0.8, 0.04), (0.75, 0.05), (0.75, 0.06), (0.7, 0.07), (0.8, 0.08), (0.8, 0.1)]
+    sizes += [(0.75, 0.1), (0.7, 0.1), (0.85, 0.05), (0.85, 0.07)]
+    point = "specattn:p=0.8:tail=0.05:a=0.03"
+    methods = [f"{point}:power=0.8:seed={seed}{every}" for seed in (1, 2)]
+    methods += [f"specattn:p={p}:tail={tail}{flat}{every}" for p, tail in sizes]
+    methods += [f"{point}:power=0.7{every}", f"{point}:power=0.8:signals=both{every}"]
+    methods += [f"{point}:power=0.8:aggregate=rms{every}", f"specattn:rate=0.4{flat}{every}"]
+    yield fidelity("tails", 32768, methods)
+    few = "specattn:map=global:dense_layers=0:"
+    kinds = ["p=0.9", "p=0.85", "p=0.8", f"p=0.8:tail=0.05{flat}", f"rate=0.2{flat}", f"rate=0.3{flat}"]
+    yield fidelity("gamma_2", 32768, [few + kind for kind in kinds], "--gamma", 2)
+
+
+def copied() -> Iterator[Command]:
+    """What a sparse draft costs along texts, as they are and copied; on a CPU."""
+    script = str(ROOT / "examples" / "fast_fidelity.py")
+    base = "specattn:map=global:dense_layers=0:p=0.9"
+    drafts = (
+        "",
+        ":draft_p=0.95",
+        ":draft_p=0.8",
+        ":draft_p=0.95:every_row=true",
+        ":draft_p=0.8:every_row=true",
+    )
+    methods = ("--methods", ",".join(base + draft for draft in drafts), "--device", "cpu")
+    named = (*texts((TEXTS[0], TEXTS[2])), *PAIR, *methods, "--rounds", "22", "--out", "{out}")
+    yield Command("fast_fidelity_4096", (script, *named, "--context", "4096"))
+    yield Command("fast_fidelity_copied", (script, *named, "--context", "2560", "--copied", "512"))
+
+
 def lossless() -> Iterator[Command]:
     """Dense reads a token in lossless decoding: of prompts of many lengths, and of long ones."""
     script = str(ROOT / "examples" / "lossless_reads.py")
@@ -261,6 +295,8 @@ def lossless() -> Iterator[Command]:
         sizes = ("--prompts", prompts, "--least", least, "--most", most, "--batch", batch)
         words = (script, *texts(TEXTS), *PAIR, *map(str, sizes), *ways, "--out", "{out}")
         yield Command(f"lossless_{name}", words)
+    exact = ("--methods", STARTING_POINT, "--max-new-tokens", "64", "--dtype", "float32")
+    yield Command("lossless_reads_float32", (script, *texts(TEXTS), *PAIR, *exact, "--out", "{out}"))
 
 
 def verified() -> Iterator[Command]:
@@ -284,6 +320,8 @@ STUDIES: dict[str, Callable[[], Iterator[Command]]] = {
         small,
         tasks,
         frontier,
+        tails,
+        copied,
         lossless,
         verified,
     )

@@ -52,6 +52,7 @@ def test_commands_parse(study: str, command: Any) -> None:
 def test_scripts_take_their_options() -> None:
     parsers = {
         "lossless_reads": lambda words: load_script("examples/lossless_reads.py").parser().parse_args(words),
+        "fast_fidelity": lambda words: load_script("examples/fast_fidelity.py").parser().parse_args(words),
         "verified_rate": lambda words: load_script("examples/verified_rate.py").arguments(words),
     }
     seen = Counter()
@@ -60,7 +61,7 @@ def test_scripts_take_their_options() -> None:
         if name in parsers:
             assert parsers[name](list(command.words[1:])).out == "{out}"
             seen[name] += 1
-    assert seen == {"lossless_reads": 3, "verified_rate": 2}
+    assert seen == {"fast_fidelity": 2, "lossless_reads": 4, "verified_rate": 2}
 
 
 def test_documents_have_names_of_their_own_and_mappings_are_made_before() -> None:
