@@ -213,7 +213,11 @@ def tasks() -> Iterator[Command]:
             8,
             [*retrieval, "snapkv:budget=0.1"],
         ),
-        "humaneval": (("humaneval", "--data", code, "--chat"), 32, ["dense", STARTING_POINT, p80, p90, whole]),
+        "humaneval": (
+            ("humaneval", "--data", code, "--chat"),
+            32,
+            ["dense", STARTING_POINT, p80, p90, whole],
+        ),
         "gsm8k": (("gsm8k", "--data", numbers), 32, ["dense", STARTING_POINT, p90, whole]),
     }
     for name, (words, batch, methods) in asked.items():
