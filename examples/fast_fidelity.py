@@ -134,8 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         dense = [dense_rows(pair, text, asked.context, pair.vocab_size) for text in texts]
     length = len(texts[0])
     fast = FastPair.of("pair", pair.target, pair.draft, mapping.to(pair.device), methods[0], length + 64)
-    rows = []
-    for method in methods:
+    rows: list[dict[str, Any]] = []
+    report = {
+        "command": "fast_fidelity",
+        "pair": pair.name,
+        **{name: getattr(asked, name) for name in ("context", "rounds", "skip", "gamma", "copied")},
+        "texts": [Path(path).stem for path in asked.text],
+        "results": rows,
+        "complete": False,
+        "environment": environment(pair.device, pair.dtype),
+    }
+    for number, method in enumerate(methods, 1):
         own = replace(fast, method=method)
         setting = Setting(own, len(texts), asked.context, asked.gamma, length - asked.context + 16)
         with attached(*pair.models):
@@ -143,17 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 for slot, text in enumerate(texts):
                     runner.prefill(slot, text[: asked.context])
         rows.append(follow(setting, texts, dense, asked))
+        report["complete"] = number == len(methods)
         print(json.dumps(rows[-1]), flush=True)
-    report = {
-        "command": "fast_fidelity",
-        "pair": pair.name,
-        **{name: getattr(asked, name) for name in ("context", "rounds", "skip", "gamma", "copied")},
-        "texts": [Path(path).stem for path in asked.text],
-        "results": rows,
-        "environment": environment(pair.device, pair.dtype),
-    }
-    if asked.out:
-        write_file(Path(asked.out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
+        if asked.out:  # after every method: an interruption keeps what is done
+            write_file(Path(asked.out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
     return report
 
 

@@ -25,7 +25,7 @@ def test_rows_are_compared_with_a_dense_pass(
     out, everything = tmp_path / "fidelity.json", "specattn:map=global:dense_layers=0:p=1"
     methods = ["--methods", f"{everything},{SPARSE},{SPARSE}:draft_p=0.5", "--out", out]
     report = load_script("examples/fast_fidelity.py").main(words(tiny, *copied, *methods))
-    assert json.loads(out.read_text()) == report
+    assert json.loads(out.read_text()) == report and report["complete"] is True
     whole, sparse, both = report["results"]
     assert max(whole["kl"]) < 1e-6 and whole["top1_agreement"] == [1, 1] and whole["kv_read_fraction"] == 1
     for row in (sparse, both):
