@@ -282,7 +282,7 @@ def copied() -> Iterator[Command]:
     methods = ("--methods", ",".join(base + draft for draft in drafts), "--device", "cpu")
     named = (*texts((TEXTS[0], TEXTS[2])), *PAIR, *methods, "--rounds", "22", "--out", "{out}")
     yield Command("fast_fidelity_4096", (script, *named, "--context", "4096"))
-    yield Command("fast_fidelity_copied", (script, *named, "--context", "2560", "--copied", "512"))
+    yield Command("fast_fidelity_copied", (script, *named, "--context", "2560", "--copied", "512", "2048"))
 
 
 def lossless() -> Iterator[Command]:

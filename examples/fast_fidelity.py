@@ -5,9 +5,9 @@ feeds rounds the text's own tokens as proposals and compares each row's distribu
 ``specattn eval fidelity`` does so with rounds whose draft reads all; what a sparse draft (``draft_p``) leaves out
 is seen here. The draft remembers from round to round, as in decoding. On a CPU rounds are made of references.
 
-``--copied N`` lets the text go on with its own tokens from the N-th on, once more: then heads that copy are at work.
-``by_row`` is the KL of the first, second and so on row of a round; the first ``--skip`` rounds do not count, since a
-sparse draft's first round reads everything.
+``--copied N AT`` lets the text go on from token AT with its own tokens from the N-th on, once more: heads that copy are
+then at work. ``by_row`` is the KL of the first, second and so on row of a round; the first ``--skip`` rounds do not
+count, since a sparse draft's first round reads everything.
 """
 
 from __future__ import annotations
@@ -58,14 +58,11 @@ class ForcedRound(FastRound):
 def cut(pair: Pair, asked: argparse.Namespace) -> list[list[int]]:
     """The tokens of each text: its context, all rounds, and one more."""
     length = asked.context + asked.rounds * (asked.gamma + 1) + 1
-    own = length if asked.copied is None else min(length, asked.context)
+    first, own = asked.copied or (0, length)
+    if length - own > own - first:
+        raise SystemExit(f"--copied {first} {own} leaves {own - first:,} tokens to copy of {length - own:,}")
     texts = [document.tokens for document in load_documents(asked.text, pair.tokenizer, own)]
-    if asked.copied is None:
-        return texts
-    whole = [text + text[asked.copied :][: length - own] for text in texts]
-    if min(map(len, whole)) < length:
-        raise SystemExit(f"--copied {asked.copied} leaves too few tokens to copy; give a smaller one")
-    return whole
+    return [text + text[first : first + length - own] for text in texts]
 
 
 def dense_rows(pair: Pair, text: Sequence[int], context: int, vocab: int) -> Tensor:
@@ -175,7 +172,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rounds", type=int, default=24)
     result.add_argument("--skip", type=int, default=2, help="first rounds that do not count")
     result.add_argument("--gamma", type=int, default=2)
-    result.add_argument("--copied", type=int, help="go on with the text's own tokens from this one on")
+    result.add_argument(
+        "--copied",
+        type=int,
+        nargs=2,
+        metavar=("N", "AT"),
+        help="from token AT on, the text from token N on again",
+    )
     result.add_argument("--methods", default="specattn:map=global:dense_layers=0:p=0.9:draft_p=0.95")
     result.add_argument("--out", help="where the JSON document goes")
     return result

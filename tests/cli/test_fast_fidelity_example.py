@@ -18,7 +18,7 @@ def words(tiny: SimpleNamespace, *more: object) -> list[str]:
     return [str(word) for word in (*files, *sizes, *tiny.models, *more)]
 
 
-@pytest.mark.parametrize("copied", [(), ("--copied", 10)])
+@pytest.mark.parametrize("copied", [(), ("--copied", 10, 50)])
 def test_rows_are_compared_with_a_dense_pass(
     tiny: SimpleNamespace, tmp_path: Path, copied: tuple[object, ...]
 ) -> None:
@@ -38,7 +38,7 @@ def test_rows_are_compared_with_a_dense_pass(
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(("--skip", 5), "--skip 5 leaves none"), (("--copied", 58), "leaves too few tokens to copy")],
+    [(("--skip", 5), "--skip 5 leaves none"), (("--copied", 58, 60), "leaves 2 tokens to copy of 16")],
 )
 def test_what_cannot_be_followed_is_refused(
     tiny: SimpleNamespace, more: tuple[object, ...], message: str
