@@ -13,15 +13,15 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import specattn
+import measuring
+from measuring import load_pair, save
+
 from specattn.engine import Engine
 from specattn.environment import environment
 from specattn.evaluation.documents import read_text
-from specattn.files import write_file
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
 from specattn.request import Request
@@ -99,13 +99,7 @@ def cell(
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure every cell, print a line a plan, and write the report as it grows."""
     asked = parser().parse_args(arguments)
-    pair = specattn.load_pair(
-        asked.pair or (None if asked.target else "qwen2.5-coder"),
-        target=asked.target,
-        draft=asked.draft,
-        device=asked.device,
-        dtype=asked.dtype,
-    )
+    pair = load_pair(asked)
     texts = [pair.tokenizer(read_text(path))["input_ids"] for path in asked.text]
     rows: list[dict[str, Any]] = []
     report = {
@@ -123,23 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             print(json.dumps({key: value for key, value in row.items() if key != "policy"}), flush=True)
             rows.append(row)
         report["complete"] = number == len(cells)
-        if asked.out:
-            write_file(Path(asked.out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
+        save(report, asked.out)
     return report
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("--pair", help="a built-in pair; qwen2.5-coder by default")
-    result.add_argument("--target", help="or a target")
-    result.add_argument("--draft", help="and its draft")
-    result.add_argument("--device")
-    result.add_argument("--dtype")
-    result.add_argument("--mapping", help="the calibrated mapping, if not the pair's own")
-    result.add_argument("--text", action="append", required=True, help="a text file; repeatable")
+    result = measuring.parser(__doc__)
     result.add_argument("--context", action="append", type=int, required=True, help="repeatable")
     result.add_argument("--batch", action="append", type=int, required=True, help="repeatable")
     result.add_argument("--tokens", type=int, default=512, help="of an answer")
@@ -147,7 +131,6 @@ def parser() -> argparse.ArgumentParser:
         "--gamma", action="append", type=int, required=True, help="of the fixed plans; repeatable"
     )
     result.add_argument("--method", default="specattn:map=global:dense_layers=0:p=0.9:draft_p=0.9")
-    result.add_argument("--out", help="where the JSON document goes")
     return result
 
 

@@ -19,17 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
+from measuring import load_pair, save
 from torch import Tensor
 
-import specattn
 from specattn.attention import DenseAttend, attached
 from specattn.benchmarks.setting import FastPair, Setting, check_fast
 from specattn.environment import environment
 from specattn.evaluation.documents import load_documents
 from specattn.fast.requests import RoundInputs
 from specattn.fast.round import FastRound
-from specattn.files import write_file
 from specattn.mapping.artifact import Mapping
 from specattn.mapping.resolve import resolve_mapping
 from specattn.pairs import Pair
@@ -125,13 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     asked = parser().parse_args(arguments)
     if not 0 <= asked.skip < asked.rounds:
         raise SystemExit(f"--skip {asked.skip} leaves none of {asked.rounds} rounds; give fewer")
-    pair = specattn.load_pair(
-        asked.pair or (None if asked.target else "qwen2.5-coder"),
-        target=asked.target,
-        draft=asked.draft,
-        device=asked.device,
-        dtype=asked.dtype,
-    )
+    pair = load_pair(asked)
     methods = [check_fast(pair.models, parse_method(name)) for name in split_methods(asked.methods)]
     mapping = resolve_mapping(pair, methods[0], Mapping.load(asked.mapping) if asked.mapping else None)
     assert mapping is not None and pair.draft is not None
@@ -161,23 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         rows.append(follow(setting, texts, dense, asked))
         report["complete"] = number == len(methods)
         print(json.dumps(rows[-1]), flush=True)
-        if asked.out:  # after every method: an interruption keeps what is done
-            write_file(Path(asked.out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
+        save(report, asked.out)
     return report
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("--pair", help="a built-in pair; qwen2.5-coder by default")
-    result.add_argument("--target", help="or a target")
-    result.add_argument("--draft", help="and its draft")
-    result.add_argument("--device")
-    result.add_argument("--dtype")
-    result.add_argument("--mapping", help="the calibrated mapping, if not the pair's own")
-    result.add_argument("--text", action="append", required=True, help="a text file; repeatable")
+    result = measuring.parser(__doc__)
     result.add_argument("--context", type=int, default=4096, help="tokens before the first round")
     result.add_argument("--rounds", type=int, default=24)
     result.add_argument("--skip", type=int, default=2, help="first rounds that do not count")
@@ -190,7 +174,6 @@ def parser() -> argparse.ArgumentParser:
         help="from token AT on, the text from token N on again",
     )
     result.add_argument("--methods", default="specattn:map=global:dense_layers=0:p=0.9:draft_p=0.95")
-    result.add_argument("--out", help="where the JSON document goes")
     return result
 
 

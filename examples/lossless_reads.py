@@ -18,19 +18,19 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import mean
 from time import perf_counter
 from typing import Any
 
+import measuring
 import torch
+from measuring import load_pair, save
 from torch import Tensor
 
 import specattn
 from specattn.attention import DenseAttend, attached
 from specattn.environment import environment
 from specattn.evaluation.documents import read_text
-from specattn.files import write_file
 from specattn.generation import GenerationResult
 from specattn.mapping.artifact import Mapping
 from specattn.pairs import Pair
@@ -127,13 +127,7 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print a line a method, and write the report as it grows."""
     asked = parser().parse_args(arguments)
-    pair = specattn.load_pair(
-        asked.pair or (None if asked.target else "qwen2.5-coder"),
-        target=asked.target,
-        draft=asked.draft,
-        device=asked.device,
-        dtype=asked.dtype,
-    )
+    pair = load_pair(asked)
     alone = Pair(pair.name, pair.target, None, pair.tokenizer)
     prompts = cut_prompts(
         pair, [read_text(path) for path in asked.text], asked.prompts, asked.least, asked.most
@@ -170,24 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return report
 
 
-def save(report: dict[str, Any], out: str | None) -> None:
-    """Replace the document, after every method: an interruption keeps what is done."""
-    if out:
-        write_file(Path(out), (json.dumps(report, indent=1) + "\n").encode(), "the report")
-
-
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument("--pair", help="a built-in pair; qwen2.5-coder by default")
-    result.add_argument("--target", help="or a target")
-    result.add_argument("--draft", help="and its draft")
-    result.add_argument("--device")
-    result.add_argument("--dtype")
-    result.add_argument("--mapping", help="the calibrated mapping, if not the pair's own")
-    result.add_argument("--text", action="append", required=True, help="a text file; repeatable")
+    result = measuring.parser(__doc__)
     result.add_argument("--prompts", type=int, default=20)
     result.add_argument("--least", type=int, default=2048, help="tokens of the shortest prompt")
     result.add_argument("--most", type=int, default=16384, help="tokens of the longest prompt")
@@ -197,7 +176,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--methods", default="specattn:p=0.9", help="lossless, with the draft")
     result.add_argument("--alone", default="", help="lossless, without a draft: self:p=0.9,quest:budget=0.1")
     result.add_argument("--batch", type=int, default=4)
-    result.add_argument("--out", help="where the JSON document goes")
     return result
 
 

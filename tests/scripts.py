@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def load_script(path: str) -> ModuleType:
-    """The script at ``path`` below the repository's root, executed but for its ``main``."""
+    """The script at ``path`` below the repository's root, executed but for its ``main``.
+
+    It finds its neighbours, as it does where it is run.
+    """
+    if (folder := str((ROOT / path).parent)) not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
