@@ -129,9 +129,8 @@ class Pipeline:
         if flight is None:
             return
         landed = flight.land()
-        seconds = self._seconds(flight, landed.seconds)
         if not self.lossless:
-            self.policy.observe(flight.plan, flight.size, seconds)
+            self.policy.observe(flight.plan, flight.size, self._seconds(flight, landed.seconds))
         served = zip(flight.requests.items(), landed.tokens, landed.reads, strict=True)
         for (id, request), tokens, reads in served:
             if id in active:
