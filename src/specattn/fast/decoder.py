@@ -1,6 +1,6 @@
 """A transformers decoder, transformed once for decoding: merged products, fused operations between them.
 
-The modules as they come launch some thirty kernels a layer; this is nine, or six for few rows. Weights are shared, not
+The modules as they come launch some thirty kernels a layer; this is nine, or five for few rows. Weights are shared, not
 copied: the merged tensors take the place of their parts in the modules, which go on working.
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from specattn.fast.layer import merged
 from specattn.fast.operations import Operations, operations_for
-from specattn.fast.stream import FusedStream, SeparateStream, Stream
+from specattn.fast.stream import FusedStream, NewTokens, SeparateStream, Stream
 from specattn.kernels.device import LEAST_CAPABILITY
 from specattn.kernels.product_tiling import ProductWorkspace
 from specattn.kernels.quantised_keys import QuantisedKeys
@@ -129,20 +129,12 @@ class FastDecoder:
             attend: called in each layer after its keys and values are in the pool.
             copies: quantised keys of each layer that follow the pool, if there are any.
         """
-        shape, positions, rows = tokens.shape, positions.flatten(), rows.flatten()
+        shape = tokens.shape
+        new = NewTokens(self.cosine, self.sine, positions.flatten(), rows.flatten())
         stream = self._stream(embedding(tokens.flatten(), self.embedding))
         for number, layer in enumerate(self.layers):
-            query = self.operations.rope_append(
-                stream.qkv(layer),
-                self.cosine,
-                self.sine,
-                positions,
-                rows,
-                keys[number],
-                values[number],
-                layer.head_norms,
-                None if copies is None else copies[number],
-            )
+            copy = None if copies is None else copies[number]
+            query = stream.query(layer, new, keys[number], values[number], copy)
             attended = attend(number, query.view(*shape, -1, self.head_dim))
             stream.absorb(attended.reshape(shape.numel(), -1), layer)
         return stream.normed(self.norm).view(*shape, -1)

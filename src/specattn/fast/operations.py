@@ -37,6 +37,7 @@ class Operations:
     gated: Callable[[Tensor], Tensor]
     norm_linear: Callable[..., Tensor]
     norm_gated_linear: Callable[..., Tensor]
+    norm_rope_linear: Callable[..., Tensor]
     linear_add: Callable[..., tuple[Tensor, NormedRows]]
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
@@ -98,6 +99,7 @@ def kernels() -> Operations:
     from specattn.kernels.head_mixture import head_mixture
     from specattn.kernels.linear_add_triton import linear_add
     from specattn.kernels.norm_linear_triton import norm_gated_linear, norm_linear
+    from specattn.kernels.norm_rope_linear_triton import norm_rope_linear
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.quantised_round_scores import quantised_round_scores
@@ -113,6 +115,7 @@ def kernels() -> Operations:
         gated,
         norm_linear,
         norm_gated_linear,
+        norm_rope_linear,
         linear_add,
         export_attention,
         head_mixture,
@@ -136,7 +139,7 @@ def references() -> Operations:
     from specattn.kernels.gated import gated
     from specattn.kernels.head_mixture import head_mixture_reference
     from specattn.kernels.linear_add import linear_add
-    from specattn.kernels.norm_linear import norm_gated_linear, norm_linear
+    from specattn.kernels.norm_linear import norm_gated_linear, norm_linear, norm_rope_linear
     from specattn.kernels.nucleus_lists_reference import nucleus_lists_reference
     from specattn.kernels.paged_reference import (
         dense_paged_attention_reference,
@@ -155,6 +158,7 @@ def references() -> Operations:
         gated,
         norm_linear,
         norm_gated_linear,
+        norm_rope_linear,
         linear_add,
         export_attention_reference,
         head_mixture_reference,

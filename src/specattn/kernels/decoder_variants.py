@@ -10,6 +10,7 @@ from specattn.kernels.compilation import Variant
 from specattn.kernels.gated_triton import gated_kernel
 from specattn.kernels.linear_add_triton import linear_add_kernel
 from specattn.kernels.norm_linear_triton import norm_linear_kernel
+from specattn.kernels.norm_rope_linear_triton import norm_rope_linear_kernel
 from specattn.kernels.product_tiling import DEPTH, STAGES
 from specattn.kernels.rope_append_triton import rope_append_kernel
 
@@ -39,6 +40,10 @@ def _products(block: int, columns: int) -> Iterator[Variant]:
     for is_gated in (False, True):
         constants = shape | {"GATED": is_gated, "SQUARES": 64} | ({"bias": None} if is_gated else {})
         yield _variant(norm_linear_kernel, constants, types, 4, stages=STAGES)
+    heads = {"QUERY_HEADS": 14, "KV_HEADS": 2, "HALF": 32, "SQUARES": 64}
+    constants = {name: value for name, value in shape.items() if name != "EVEN_N"} | heads
+    rope = types | {"cosine": "*fp32", "sine": "*fp32", "positions": "*i64", "rows": "*i64", "tokens": "i32"}
+    yield _variant(norm_rope_linear_kernel, constants, rope, 4, stages=STAGES)
     for parts in (1, 4):
         names = ["bias", "partials", "arrivals"] if parts == 1 else ["bias"]
         constants = shape | {"PARTS": parts} | dict.fromkeys(names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
-from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import load_squares, multiply, root, wait_for_launch_before
 
 
 def norm_linear(
@@ -84,16 +84,13 @@ def norm_linear_kernel(
     if EARLY:
         wait_for_launch_before()
     if squares is not None:
-        # Asked for before the product and looked at behind it.
-        part = tl.arange(0, SQUARES)
-        known = (part < parts)[:, None] & (row < rows)[None, :]
-        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
+        square = load_squares(squares, row, rows, parts, SQUARES)
     acc = multiply(
         x, weight, line, inside, 0, channels, rows, channels,
         EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
     )  # fmt: skip
     if squares is not None:
-        acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
+        acc *= root(square, channels, eps, SHRINK)[:, None]
     if bias is not None:
         acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
     dtype = out.dtype.element_ty

@@ -53,3 +53,17 @@ def wait_for_launch_before():
     """Of an early launch: let the next one start, then wait until all is written that this one reads."""
     cuda.gdc_launch_dependents()
     cuda.gdc_wait()
+
+
+@triton.jit
+def load_squares(squares, row, rows, parts, PARTS: tl.constexpr):
+    """Sums of squares ``[PARTS, BLOCK_M]``, 0 of what there is not: asked for before a product, used behind it."""
+    part = tl.arange(0, PARTS)
+    known = (part < parts)[:, None] & (row < rows)[None, :]
+    return tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
+
+
+@triton.jit
+def root(square, channels, eps, SHRINK: tl.constexpr):
+    """What rows ``[BLOCK_M]`` are multiplied by to be normalised."""
+    return tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK
