@@ -32,8 +32,9 @@ class StoredScores:
     """The scores of a round's requests.
 
     Attributes:
-        probabilities: ``[batch, layers, kv_heads, length]``: attention of the last dense pass over the context before
-            it, the mean of its rows and of a group's query heads; zero from ``positions`` on. Nothing of use in layers
+        probabilities: ``[batch, layers, kv_heads, length]``: attention of the last dense pass to the context before
+            it, the mean of its rows and of a group's query heads; zero from ``positions`` on. What they paid to the
+            pass's own tokens is missing from the sum. Nothing of use in layers
             that the method reads densely anyway.
         positions: int32 ``[batch]``, how many tokens that context had; 0 where there was no such pass.
         everything: bool ``[batch]``, whose turn it is to read everything, so that new scores can be taken.
@@ -94,9 +95,8 @@ class TargetScores:
 
         Only what they say of the context before them is kept: tokens of their own pass may yet be rejected.
         """
-        context = probabilities[..., :start]
-        context = context / context.sum(-1, keepdim=True).clamp(min=torch.finfo(context.dtype).tiny)
-        self._rows.setdefault(slot, {})[layer] = context.unflatten(0, (-1, self.group)).mean(1)
+        context = probabilities[..., :start].unflatten(0, (-1, self.group)).mean(1)
+        self._rows.setdefault(slot, {})[layer] = context
 
     def commit(self, slot: int, rows: int) -> None:
         """The pass of ``slot`` is over and its first ``rows`` rows stand; it was dense if it left any record."""

@@ -57,10 +57,11 @@ def test_known_tokens_are_mixed_and_newer_ones_are_the_drafts():
             for head in range(2):
                 row = draft[request, 1, layer, head].tolist()
                 mass = sum(row[:position])
+                target = state.scores.probabilities[request, layer, head]
                 for token, said in enumerate(row):
                     expected = said
                     if token < position:
-                        seen = float(state.scores.probabilities[request, layer, head, token])
+                        seen = float(target[token] / target.sum())
                         expected = (1 - w) * said + w * mass * seen
                     assert float(found[request, 1, layer, head, token]) == pytest.approx(expected, abs=1e-6)
 

@@ -54,34 +54,19 @@ class PassScores:
         chosen = (self._request, place.clamp(min=0))
         # The kernel's rows see one token more each. All see the context, and nobody looks at what is behind it.
         seen = PagedBatch(cache.block_table, slots, (starts + rows - 1).int(), cache.page_size)
-        pass_rows, visible = cache.rows(slots, positions), _visible(starts, positions)
-        queries, sums = [], []
-        for layer, (query, lse) in enumerate(zip(self._queries, self._lse, strict=True)):
-            within = self._logits(query, cache.keys[layer][pass_rows]) - lse[..., None]
-            mass = within.exp().masked_fill(~visible, 0).sum(-1).clamp(max=1 - 1e-6)
-            context = lse + (1 - mass).log()
-            queries.append(query[chosen])
-            sums.append(context[chosen].masked_fill((place < 0)[..., None], float("inf")))
+        queries = torch.stack(self._queries)[:, *chosen]
+        # It divides by all its rows, also by those that a request lacks.
+        share = (standing.clamp(max=rows) / rows).log()[:, None, None]
+        sums = torch.stack(self._lse)[:, *chosen] + share
+        sums = sums.masked_fill((place < 0)[..., None], float("inf"))
         self.target.decoder.operations.round_scores(
-            torch.stack(queries).movedim(2, 0),
+            queries.movedim(2, 0),
             cache.key_pool,
             seen,
-            torch.stack(sums).movedim(2, 0),
+            sums.movedim(2, 0),
             self._places,
             self.target.scaling,
             heads_out=self._exported,
             own_out=own.flatten(1, 2),
         )
         self.scores.positions[slots] = starts.int()
-
-    def _logits(self, query: Tensor, keys: Tensor) -> Tensor:
-        """float32 ``[batch, rows, query_heads, rows]`` of ``query`` and the pass's own ``keys``."""
-        grouped = query.float().unflatten(2, (keys.shape[2], -1))
-        return torch.einsum("brkgd,bskd->brkgs", grouped, keys.float()).flatten(2, 3) * self.target.scaling
-
-
-def _visible(starts: Tensor, positions: Tensor) -> Tensor:
-    """Bool ``[batch, rows, 1, rows]``: the rows of the pass that a row sees, each place once."""
-    places = starts[:, None] + torch.arange(positions.shape[1], device=starts.device)
-    once = places == positions
-    return (once[:, None] & (places[:, None] <= positions[..., None]))[:, :, None]
