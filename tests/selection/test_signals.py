@@ -57,7 +57,7 @@ def test_known_tokens_are_mixed_and_newer_ones_are_the_drafts():
             for head in range(2):
                 row = draft[request, 1, layer, head].tolist()
                 mass = sum(row[:position])
-                target = state.scores.probabilities[request, layer, head]
+                target = state.scores.probabilities[request, layer, head].float()
                 for token, said in enumerate(row):
                     expected = said
                     if token < position:

@@ -24,8 +24,8 @@ def joined(draft: Tensor, state: RoundState) -> Tensor:
     """The draft's rows ``[batch, rows, layers, kv_heads, length]`` joined with the target's stored scores.
 
     Tokens that the scores know get ``(1 - w) draft + w m scores``, where ``m`` is the draft's mass on them and the
-    scores sum to 1; newer tokens keep what the draft says. So each row keeps its sum. The weight ``w`` of a layer falls with the scores'
-    age: ``weight * 2 ** (-age / half_life)``, see :mod:`specattn.mapping.signals`.
+    scores sum to 1; newer tokens keep what the draft says. So each row keeps its sum. The weight ``w`` of a layer
+    falls with the scores' age: ``weight * 2 ** (-age / half_life)``, see :mod:`specattn.mapping.signals`.
     """
     scores, mapping = state.scores, state.mapping
     assert scores is not None and mapping is not None
