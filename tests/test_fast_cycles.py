@@ -61,7 +61,9 @@ def approximately(value):
     return pytest.approx(value) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("method", [METHOD, "specattn:p=0.6:every_row=true", "specattn:rate=0.2:seed=1"])
+@pytest.mark.parametrize(
+    "method", [METHOD, "specattn:p=0.4:echo=2", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:seed=1"]
+)
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_requests_come_and_go_as_in_pytorch(sampling, method):
     """More requests than slots, of different lengths: batches are padded, shrink and grow."""

@@ -211,8 +211,14 @@ class Speculator:
             draft=export,
             mapping=self.mapping,
             scores=scores,
+            text=self._text(slots),
         )
         return SparseAttend(self.method, state, observers)
+
+    def _text(self, slots: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        if Need.TEXT not in self.method.needs:
+            return None
+        return self.target.cache.text, torch.tensor(slots, device=self.target.device)
 
     def _propose(self, batch: Batch, gamma: int, export: DraftAttention | None) -> Proposal | None:
         if self.draft is None:

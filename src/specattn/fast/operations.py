@@ -41,6 +41,7 @@ class Operations:
     linear_add: Callable[..., tuple[Tensor, NormedRows]]
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
+    echoes: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
     tail_lists: Callable[..., Selection]
     rate_lists: Callable[..., Selection]
@@ -94,6 +95,7 @@ def with_flashinfer(operations: Operations, device: torch.device) -> Operations:
 def kernels() -> Operations:
     """The Triton kernels."""
     from specattn.kernels.add_norm_triton import add_norm
+    from specattn.kernels.echoes_triton import echoes
     from specattn.kernels.export_attention import export_attention
     from specattn.kernels.gated_triton import gated
     from specattn.kernels.head_mixture import head_mixture
@@ -119,6 +121,7 @@ def kernels() -> Operations:
         linear_add,
         export_attention,
         head_mixture,
+        echoes,
         nucleus_lists,
         tail_lists,
         rate_lists,
@@ -135,6 +138,7 @@ def kernels() -> Operations:
 def references() -> Operations:
     """Their PyTorch references."""
     from specattn.kernels.add_norm import add_norm
+    from specattn.kernels.echoes import echoes_reference
     from specattn.kernels.export_attention import export_attention_reference
     from specattn.kernels.gated import gated
     from specattn.kernels.head_mixture import head_mixture_reference
@@ -162,6 +166,7 @@ def references() -> Operations:
         linear_add,
         export_attention_reference,
         head_mixture_reference,
+        echoes_reference,
         nucleus_lists_reference,
         tail_lists_reference,
         rate_lists_reference,

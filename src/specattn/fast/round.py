@@ -145,6 +145,7 @@ class FastRound:
     def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
+        self.target.runner.cache.note(slots, steps(lengths, rows), tokens)
         selection = self._select(inputs, rows)
         self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
@@ -169,7 +170,8 @@ class FastRound:
         """The lists ``[batch, layers, kv_heads, ...]`` of the target's pass, if it is to have any."""
         if self.selector is None or self.scores is None:
             return None
-        return self.selector.select(self.scores, inputs.lengths, rows)
+        text = self.target.runner.cache.text
+        return self.selector.select(self.scores, inputs.lengths, rows, text, inputs.slots)
 
     def _schedules(
         self, selection: Selection | None, ends: Tensor

@@ -106,6 +106,8 @@ class Need(enum.Flag):
     """The calibrated map between the two models."""
     SCORES = enum.auto()
     """What the target attended to in its last dense pass."""
+    TEXT = enum.auto()
+    """The tokens so far, those that the round is fed among them."""
 
 
 class KeySource(Protocol):
@@ -143,6 +145,8 @@ class RoundState:
         draft: the draft's attention rows of this round, if the method needs them.
         mapping: the calibrated map, if the method needs it.
         scores: the target's in its last dense pass, if the method needs them.
+        text: int32 ``[slots, length]``, and whose it is, ``slots`` ``[batch]``, if the method needs it; the round's own
+            tokens are there when its pass has begun.
     """
 
     starts: Tensor
@@ -154,6 +158,7 @@ class RoundState:
     draft: DraftAttention | None = None
     mapping: Mapping | None = None
     scores: StoredScores | None = None
+    text: tuple[Tensor, Tensor] | None = None
 
     @property
     def lengths(self) -> Tensor:
