@@ -26,7 +26,8 @@ def a_state() -> RoundState:
     for request, position in enumerate(POSITIONS):
         drawn = torch.rand(LAYERS, 2, position, generator=generator)
         probabilities[request, ..., :position] = drawn / drawn.sum(-1, keepdim=True)
-    scores = StoredScores(probabilities, torch.tensor(POSITIONS, dtype=torch.int32), torch.zeros(3).bool())
+    positions = torch.tensor(POSITIONS, dtype=torch.int32)
+    scores = StoredScores(probabilities, positions, positions, torch.zeros(3).bool())
     starts = torch.tensor(STARTS, dtype=torch.int32)
     return RoundState(starts, ROWS, LENGTH, LAYERS, 2, 6, mapping=MAPPING, scores=scores)
 

@@ -67,7 +67,9 @@ class SelfRound(AheadRound):
 
     def begin(self) -> Tensor:
         """Before the first round of a cycle."""
-        self.lists.begin(self.slots)
+        cache, inputs = self.target.runner.cache, self.requests.inputs(self.slots, self.sampling)
+        cache.note(self.slots, inputs.lengths[:, None], inputs.recent[:, 1:])
+        self.lists.begin(self.slots, cache.text)
         return self.slots
 
     def _select(self, inputs: RoundInputs, rows: int) -> Selection:

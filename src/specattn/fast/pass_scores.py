@@ -8,14 +8,14 @@ from torch import Tensor
 from specattn.fast.model import FastModel
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.round_scores import LARGEST_BLOCK
-from specattn.target_scores import TargetScores
+from specattn.target_scores import LAST_ROWS, TargetScores
 
 
 class PassScores:
     """Scores of the tokens before a dense pass: those of :mod:`specattn.target_scores`, for all requests at once.
 
     Attention itself keeps its sums only. When the pass is over, one more pass over the keys scores the tokens for the
-    last rows that stand, as many as a tile of the kernel holds.
+    last rows that stand, if a tile of the kernel holds as many.
 
     Args:
         scores: where they go.
@@ -25,7 +25,7 @@ class PassScores:
     def __init__(self, target: FastModel, scores: TargetScores, batch: int) -> None:
         self.target, self.scores = target, scores
         geometry, device = target.runner.geometry, target.runner.device
-        self._most = LARGEST_BLOCK // (1 << (geometry.group - 1).bit_length())
+        self._most = min(LAST_ROWS, LARGEST_BLOCK // (1 << (geometry.group - 1).bit_length()))
         self._request = torch.arange(batch, device=device)[:, None]
         # No head is exported; the kernel wants a place for them all the same.
         shape = (geometry.layers, geometry.query_heads)
@@ -70,3 +70,4 @@ class PassScores:
             own_out=own.flatten(1, 2),
         )
         self.scores.positions[slots] = starts.int()
+        self.scores.ends[slots] = (starts + standing).int()

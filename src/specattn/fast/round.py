@@ -66,19 +66,22 @@ class FastRound:
         self.scores: Scores | None = None
         self.selector: Selector | None = None
         self.drafting: DraftSteps | SparseDraftSteps | None = None
-        exported = None
-        if isinstance(method, SpecAttn) and draft is not None and gamma:
-            assert mapping is not None
+        exported, heads = None, None
+        selects = isinstance(method, SpecAttn) and draft is not None and gamma
+        if selects:
+            assert isinstance(method, SpecAttn) and mapping is not None
             heads = method.draft_heads(mapping)
             self.selector = Selector.allocate(
                 method, mapping, self.operations, target.runner.geometry, batch, length
             )
-            if method.draft_p < 1:
-                assert memory is not None
-                sparse = SparseDraftSteps(draft, memory, heads, p=method.draft_p, batch=batch, rows=rows)
-                self.drafting, self.scores = sparse, sparse.scores
-            else:
-                self.scores = exported = ExportedScores.allocate(draft, heads, batch, rows, length)
+        if draft is not None and gamma and method.draft_p < 1:
+            assert memory is not None
+            used = heads if selects else torch.zeros(0, dtype=torch.int64)
+            sparse = SparseDraftSteps(draft, memory, used, p=method.draft_p, batch=batch, rows=rows)
+            self.drafting, self.scores = sparse, sparse.scores
+        elif selects:
+            assert draft is not None
+            self.scores = exported = ExportedScores.allocate(draft, heads, batch, rows, length)
         if self.drafting is None and draft is not None:
             self.drafting = DraftSteps(draft, batch, length, exported)
 

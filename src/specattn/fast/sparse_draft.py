@@ -114,7 +114,7 @@ class SparseDraftSteps(Step):
 
     Args:
         memory: of all rounds of these models.
-        heads: numbers ``layer * query_heads + head`` of those that the mapping uses, all if ``None``.
+        heads: numbers ``layer * query_heads + head`` of those that the mapping uses; all if ``None``, none if empty.
         p: share of its attention that a list holds.
         batch: requests, padding included.
         rows: steps of a round.

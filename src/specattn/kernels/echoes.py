@@ -52,6 +52,12 @@ def echoes_reference(text: Tensor, slots: Tensor, starts: Tensor, rows: int, mat
     return torch.nn.functional.pad(found, (0, missing), value=NOWHERE).flatten(1).int()
 
 
+def following(echoes: Tensor, count: int) -> Tensor:
+    """The ``count`` positions from each of ``echoes`` ``[batch, n]`` on: int32 ``[batch, n * count]``."""
+    stretches = echoes[..., None] + torch.arange(count, dtype=torch.int32, device=echoes.device)
+    return torch.where(echoes[..., None] < 0, NOWHERE, stretches).flatten(1)
+
+
 def echo_mask(echoes: Tensor, length: int) -> Tensor:
     """Bool ``[batch, length]``: the positions among ``echoes`` ``[batch, n]``."""
     mask = torch.zeros(len(echoes), length + 1, dtype=torch.bool, device=echoes.device)

@@ -27,8 +27,8 @@ def echoes(text: Tensor, slots: Tensor, starts: Tensor, rows: int, matches: int)
     if found.numel():
         echoes_kernel[(len(slots), rows)](
             text, slots, starts, found, text.stride(0), rows,
-            MATCHES=matches, PLACES=triton.next_power_of_2(matches), LONGEST=LONGEST, NOWHERE=NOWHERE, SPAN=LONGEST_TEXT,
-            BLOCK=min(BLOCK, triton.next_power_of_2(text.shape[1])), num_warps=8,
+            MATCHES=matches, PLACES=triton.next_power_of_2(matches), LONGEST=LONGEST, NOWHERE=NOWHERE,
+            SPAN=LONGEST_TEXT, BLOCK=min(BLOCK, triton.next_power_of_2(text.shape[1])), num_warps=8,
         )  # fmt: skip
     return found
 

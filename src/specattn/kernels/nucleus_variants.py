@@ -1,4 +1,4 @@
-"""What a GPU would compile of the kernels of top-p, top-k, of lists that are drawn and of echoes, where there is none."""
+"""What a GPU would compile of the kernels of top-p and top-k, of lists that are drawn and of echoes."""
 
 from __future__ import annotations
 

@@ -194,6 +194,9 @@ class Method(Member):
     selects: ClassVar[bool] = True
     """Whether ``select`` returns plain lists, so that another method may wrap this one and narrow them further."""
 
+    draft_p = 1.0
+    """Share of its own attention that the draft reads in its steps. No option, but of methods that say so."""
+
     dense_layers: int = 2
 
     def __post_init__(self) -> None:
