@@ -52,8 +52,8 @@ class PagedKVCache:
         block_table: int32 ``[slots + 1, pages_a_request]``, unused entries are 0.
         spare_slot: the last row of the table, which no request ever has: where padding of a batch reads and writes.
         stores: the side stores by what asked for them.
-        text: int32 ``[slots + 1, length]``: the tokens that were fed, at their positions in the text. What lies behind a
-            request's own is of nobody.
+        text: int32 ``[slots + 1, length]``: the tokens that were fed, at their positions in the text. What lies behind
+            a request's own is of nobody.
 
     Raises:
         CacheFullError: if the pool does not fit in the memory that is free.

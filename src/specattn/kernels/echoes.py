@@ -20,8 +20,8 @@ NOWHERE = -1
 def echoes_reference(text: Tensor, slots: Tensor, starts: Tensor, rows: int, matches: int) -> Tensor:
     """The positions behind the best earlier occurrences of what each of a round's rows is fed.
 
-    A row at position ``q`` is fed ``text[q]``. Of the positions before with the same token those are best that agree with
-    it in most of the tokens before, up to :data:`LONGEST` in all, and of these the most recent.
+    A row at position ``q`` is fed ``text[q]``. Of the positions before with the same token those are best that agree
+    with it in most of the tokens before, up to :data:`LONGEST` in all, and of these the most recent.
 
     Args:
         text: int32 ``[slots, length]``, the tokens of all slots.
