@@ -17,10 +17,11 @@ from specattn.kernels.product_tiling import (
     ProductTiling,
     ProductWorkspace,
     check_contiguous,
+    shared_tiles,
     split_tiling,
     tile_rows,
 )
-from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import join_parts, leave_part, multiply, wait_for_launch_before
 
 
 def linear_add(
@@ -46,18 +47,14 @@ def linear_add(
     parts, steps = tiling.cut(channels)
     out, scaled = torch.empty_like(stream), torch.empty_like(stream)
     squares = stream.new_empty(tiles, rows, dtype=torch.float32)
-    partials = arrivals = None
-    if parts > 1:
-        workspace = workspace or ProductWorkspace.allocate(x.device)
-        workspace.check(tiles, parts, block_m * tiling.columns)
-        partials, arrivals = workspace.parts, workspace.arrivals
+    partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * tiling.columns, x.device)
     linear_add_kernel[(tiles, parts)](
         x, weight, bias, stream, gain, out, scaled, squares, partials, arrivals,
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        EARLY=tiling.early,
+        SWAPPED=tiling.swapped, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
@@ -86,6 +83,7 @@ def linear_add_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -99,21 +97,15 @@ def linear_add_kernel(
         wait_for_launch_before()
     acc = multiply(
         x, weight, output, output < outputs, first, last, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SWAPPED,
     )  # fmt: skip
     if PARTS == 1:
         _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)
     else:
         place = partials + tile * (PARTS * BLOCK_M * BLOCK_N) + row[:, None] * BLOCK_N + column[None, :]
-        tl.store(place + part * (BLOCK_M * BLOCK_N), acc)
-        # All threads have written before one of them counts; the atomic orders that before what the last one reads.
-        tl.debug_barrier()
-        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
-            tl.store(arrivals + tile, 0)
-            total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for other in tl.static_range(PARTS):  # unrolled: their loads do not wait for each other
-                # Past the first-level cache, which other programs' stores do not reach.
-                total += tl.load(place + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+        kept = (row < rows)[:, None]
+        if leave_part(acc, place, kept, arrivals + tile, part, PARTS):
+            total = join_parts(place, kept, PARTS)
             _add(
                 total, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK
             )  # fmt: skip

@@ -8,20 +8,41 @@ import triton.language as tl
 from torch import Tensor
 
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
-from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
+from specattn.kernels.product_tiling import (
+    ProductTiling,
+    ProductWorkspace,
+    check_contiguous,
+    norm_tiling,
+    shared_tiles,
+    tile_rows,
+)
+from specattn.kernels.weight_tiles_triton import join_parts, leave_part, multiply, wait_for_launch_before
 
 
 def norm_linear(
-    normed: NormedRows, weight: Tensor, bias: Tensor | None = None, *, tiling: ProductTiling | None = None
+    normed: NormedRows,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    workspace: ProductWorkspace | None = None,
+    *,
+    tiling: ProductTiling | None = None,
 ) -> Tensor:
-    """:func:`specattn.kernels.norm_linear.norm_linear` as one launch, of contiguous tensors and few rows."""
-    return _launch(normed, weight, bias, len(weight), False, tiling)
+    """:func:`specattn.kernels.norm_linear.norm_linear` as one launch, of contiguous tensors and few rows.
+
+    A workspace is made, by launches of its own, if ``None`` and programs share outputs.
+    """
+    return _launch(normed, weight, bias, len(weight), False, workspace, tiling)
 
 
-def norm_gated_linear(normed: NormedRows, weight: Tensor, *, tiling: ProductTiling | None = None) -> Tensor:
+def norm_gated_linear(
+    normed: NormedRows,
+    weight: Tensor,
+    workspace: ProductWorkspace | None = None,
+    *,
+    tiling: ProductTiling | None = None,
+) -> Tensor:
     """:func:`specattn.kernels.norm_linear.norm_gated_linear` in the same way."""
-    return _launch(normed, weight, None, len(weight) // 2, True, tiling)
+    return _launch(normed, weight, None, len(weight) // 2, True, workspace, tiling)
 
 
 def _launch(
@@ -30,38 +51,47 @@ def _launch(
     bias: Tensor | None,
     outputs: int,
     is_gated: bool,
+    workspace: ProductWorkspace | None,
     tiling: ProductTiling | None,
 ) -> Tensor:
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
     check_contiguous(x, squares, weight, bias)
     tiling = tiling or norm_tiling(outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
-    parts = 1 if squares is None else len(squares)
+    written = 1 if squares is None else len(squares)
+    block_m, tiles, lines = tile_rows(rows), triton.cdiv(outputs, tiling.columns), tiling.columns * (1 + is_gated)
+    parts, steps = tiling.cut(channels)
+    partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * lines, x.device)
     out = x.new_empty(rows, outputs)
-    norm_linear_kernel[(triton.cdiv(outputs, tiling.columns),)](
-        x, squares, weight, bias, out, rows, channels, outputs, parts, normed.eps,
-        GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
+    norm_linear_kernel[(tiles, parts)](
+        x, squares, weight, bias, out, partials, arrivals,
+        rows, channels, outputs, written, steps, normed.eps,
+        GATED=is_gated, PARTS=parts, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(written),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
-        BLOCK_M=tile_rows(rows), BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        EARLY=tiling.early,
+        BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
+        SWAPPED=tiling.swapped, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["rows", "written", "steps"])
 def norm_linear_kernel(
     x,  # [rows, channels]
-    squares,  # float32 [parts, rows], or None
+    squares,  # float32 [written, rows], or None
     weight,  # [outputs, channels], or [2 * outputs, channels] if GATED
     bias,  # [outputs] or None
     out,  # [rows, outputs]
+    partials,  # float32 [tiles, PARTS, BLOCK_M, lines]; None if there is one part
+    arrivals,  # int32 [tiles], 0 between launches
     rows,
     channels,
     outputs,
-    parts,
+    written,
+    steps,  # of BLOCK_K channels, of a part
     eps,
     GATED: tl.constexpr,
+    PARTS: tl.constexpr,
     SHRINK: tl.constexpr,
     SQUARES: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -69,37 +99,67 @@ def norm_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
+    tile = tl.program_id(0)
     row = tl.arange(0, BLOCK_M)
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    output = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     LINES: tl.constexpr = BLOCK_N * 2 if GATED else BLOCK_N
-    line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES)
+    line = tile * BLOCK_N + tl.arange(0, LINES)
     inside = line < outputs
     if GATED:
         # Gates and values take turns, so that both products of an output are one thread's.
-        pair = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // 2
+        pair = tile * BLOCK_N + tl.arange(0, LINES) // 2
         line = pair + tl.arange(0, LINES) % 2 * outputs
         inside = pair < outputs
     if EARLY:
         wait_for_launch_before()
+    square = None
     if squares is not None:
         # Asked for before the product and looked at behind it.
-        part = tl.arange(0, SQUARES)
-        known = (part < parts)[:, None] & (row < rows)[None, :]
-        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
-    acc = multiply(
-        x, weight, line, inside, 0, channels, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
-    )  # fmt: skip
-    if squares is not None:
+        one = tl.arange(0, SQUARES)
+        known = (one < written)[:, None] & (row < rows)[None, :]
+        square = tl.load(squares + one[:, None] * rows + row[None, :], mask=known, other=0.0)
+    if PARTS == 1:
+        acc = multiply(
+            x, weight, line, inside, 0, channels, rows, channels,
+            EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SWAPPED,
+        )  # fmt: skip
+        _finish(acc, square, bias, out, row, output, line, inside, rows, channels, outputs, eps, GATED, SHRINK)
+    else:
+        part = tl.program_id(1)
+        first = part * steps * BLOCK_K
+        last = tl.minimum(first + steps * BLOCK_K, channels)
+        acc = multiply(
+            x, weight, line, inside, first, last, rows, channels,
+            EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SWAPPED,
+        )  # fmt: skip
+        place = partials + tile * (PARTS * BLOCK_M * LINES) + row[:, None] * LINES + tl.arange(0, LINES)[None, :]
+        kept = (row < rows)[:, None]
+        if leave_part(acc, place, kept, arrivals + tile, part, PARTS):
+            total = join_parts(place, kept, PARTS)
+            _finish(
+                total, square, bias, out, row, output, line, inside, rows, channels, outputs, eps, GATED, SHRINK
+            )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    acc, square, bias, out, row, output, line, inside, rows, channels, outputs, eps,
+    GATED: tl.constexpr, SHRINK: tl.constexpr,
+):  # fmt: skip
+    """Finish a tile: what the norm still divides by, bias and gate."""
+    if square is not None:
         acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
     if bias is not None:
         acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
     dtype = out.dtype.element_ty
     if GATED:
-        gate, value = tl.split(acc.to(dtype).to(tl.float32).reshape(BLOCK_M, BLOCK_N, 2))
+        gate, value = tl.split(acc.to(dtype).to(tl.float32).reshape(row.shape[0], output.shape[0], 2))
         # Rounded where separate operations would round.
-        acc = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value
+        result = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value
+    else:
+        result = acc
     live = (row < rows)[:, None] & (output < outputs)[None, :]
-    tl.store(out + row[:, None] * outputs + output[None, :], acc.to(dtype), mask=live)
+    tl.store(out + row[:, None] * outputs + output[None, :], result.to(dtype), mask=live)

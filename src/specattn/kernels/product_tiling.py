@@ -11,7 +11,7 @@ from torch import Tensor
 from specattn.errors import UsageError
 from specattn.kernels.device import multiprocessors, shared_memory
 
-MOST_ROWS = 32
+MOST_ROWS = 128
 """Rows up to which these kernels are faster than a library's products and what stands between them."""
 
 LEAST_ROWS = 16
@@ -46,6 +46,7 @@ class ProductTiling:
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
         early: start while the launch before it still runs (compute capability 9.0).
+        swapped: weights are what the tensor cores have rows of, and rows are their columns.
     """
 
     columns: int
@@ -54,6 +55,7 @@ class ProductTiling:
     stages: int = 4
     parts: int = 1
     early: bool = False
+    swapped: bool = False
 
     def cut(self, channels: int) -> tuple[int, int]:
         """Programs that share ``channels``, none without any, and the fetches of each."""
@@ -94,6 +96,21 @@ class ProductWorkspace:
                 f"a workspace of {self.parts.numel()} elements for {self.arrivals.numel()} tiles is too small: "
                 f"{tiles * parts * size} for {tiles} are needed; take a tiling of fewer parts"
             )
+
+
+def shared_tiles(
+    workspace: ProductWorkspace | None, tiles: int, parts: int, size: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Where ``parts`` of ``size`` numbers of each tile are left, and where they are counted; nothing if there is one.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if parts == 1:
+        return None, None
+    workspace = workspace or ProductWorkspace.allocate(device)
+    workspace.check(tiles, parts, size)
+    return workspace.parts, workspace.arrivals
 
 
 def check_contiguous(*tensors: Tensor | None) -> None:

@@ -23,16 +23,30 @@ def multiply(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SWAPPED: tl.constexpr,
 ):
-    """The product ``[BLOCK_M, BLOCK_N]`` over the channels ``first`` to ``last``, a multiple of ``BLOCK_K`` apart."""
+    """The product ``[BLOCK_M, BLOCK_N]`` over the channels ``first`` to ``last``, a multiple of ``BLOCK_K`` apart.
+
+    ``SWAPPED``: lines of weights are the tensor cores' rows, of which Hopper's take 64, and rows are their columns.
+    """
     row = tl.arange(0, BLOCK_M)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if SWAPPED:
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         channel = (start + tl.arange(0, BLOCK_K))[None, :]
         tile = load(x, row[:, None], (row < rows)[:, None], channel, channels, False, EVEN_K)
         w = load(weight, output[:, None], inside[:, None], channel, channels, EVEN_N, EVEN_K)
-        acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
-    return acc
+        if SWAPPED:
+            acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
+        else:
+            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+    if SWAPPED:
+        product = tl.trans(acc)
+    else:
+        product = acc
+    return product
 
 
 @triton.jit
@@ -46,6 +60,37 @@ def load(matrix, line, inside, channel, channels, EVEN_LINES: tl.constexpr, EVEN
     if EVEN_K:
         return tl.load(at, mask=inside, other=0.0)
     return tl.load(at, mask=inside & (channel < channels), other=0.0)
+
+
+@triton.jit
+def leave_part(acc, place, kept, arrivals, part, PARTS: tl.constexpr):
+    """Leave a part of a tile's sums where the others find it; whether all have left theirs.
+
+    Args:
+        acc: ``[BLOCK_M, BLOCK_N]``.
+        place: pointers of that shape to the first part.
+        kept: ``[BLOCK_M, 1]``: rows that there are.
+        arrivals: of this tile; 0 again after the last.
+    """
+    tl.store(place + part * (acc.shape[0] * acc.shape[1]), acc, mask=kept)
+    # All threads have written before one of them counts; the atomic orders that before what the last one reads.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == PARTS - 1
+    if is_last:
+        tl.store(arrivals, 0)
+    return is_last
+
+
+@triton.jit
+def join_parts(place, kept, PARTS: tl.constexpr):
+    """The sum of what all programs of a tile have left, in their order."""
+    total = tl.zeros(place.shape, tl.float32)
+    for part in tl.static_range(PARTS):  # unrolled: their loads do not wait for each other
+        # Past the first-level cache, which other programs' stores do not reach.
+        total += tl.load(
+            place + part * (place.shape[0] * place.shape[1]), mask=kept, other=0.0, cache_modifier=".cg"
+        )
+    return total
 
 
 @triton.jit
