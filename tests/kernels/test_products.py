@@ -19,10 +19,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter cuts numbers off where it makes bfloat16 of them; float16 it rounds, as a GPU does with both.
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 TYPES = [(torch.float32, 1e-6), (HALF, 1e-2 if torch.cuda.is_available() else 2e-3)]
-ROWS = [1, 5, 16, 17, 32]
+ROWS = [1, 5, 16, 17, 48, 80]
 EPS = 1e-6
 SMALL = ProductTiling(columns=16, depth=32)
 DEEP = ProductTiling(columns=16, depth=64, stages=2)
+SWAPPED = ProductTiling(columns=16, depth=32, swapped=True)
+DESCRIBED = ProductTiling(columns=16, depth=32, described=True)
+BOTH = ProductTiling(columns=32, depth=64, described=True, swapped=True, parts=2)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,7 +61,7 @@ def begun(stream: Tensor, gain: Tensor, parts: int) -> NormedRows:
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (72, 40, False), (136, 23, True)])
-@pytest.mark.parametrize("tiling", [SMALL, DEEP])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP, SWAPPED, DESCRIBED, BOTH])
 def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, tiling):
     stream, gain = 30 * randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(outputs, channels, seed=2, dtype=dtype)
@@ -75,7 +78,7 @@ def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, 
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,width", [(64, 48), (72, 40), (136, 23)])
-@pytest.mark.parametrize("tiling", [SMALL, DEEP])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP, SWAPPED, DESCRIBED, BOTH])
 def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling):
     stream, gain = randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(2 * width, channels, seed=2, dtype=dtype) / channels**0.5
@@ -108,7 +111,7 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     assert error_ratio(total, exact) < bound and error_ratio(normed.rows, exact_norm(exact, gain)) < bound
     tiling = ProductTiling(columns=16, depth=32, parts=parts)
     workspace = ProductWorkspace(
-        torch.full((parts * 3 * 32 * 16,), torch.nan, device=DEVICE),
+        torch.full((parts * 3 * 128 * 16,), torch.nan, device=DEVICE),
         torch.zeros(3, dtype=torch.int32, device=DEVICE),
     )
     before = stream.clone()
@@ -153,8 +156,8 @@ def test_a_stream_that_its_gain_takes_out_of_range():
 
 
 def test_what_does_not_fit_is_refused():
-    x, weight, stream, gain = randn(33, 64), randn(32, 64), randn(33, 32), randn(32)
-    with pytest.raises(UsageError, match="33 rows"):
+    x, weight, stream, gain = randn(129, 64), randn(32, 64), randn(129, 32), randn(32)
+    with pytest.raises(UsageError, match="129 rows"):
         linear_add_triton.linear_add(x, weight, None, stream, gain, EPS)
     with pytest.raises(UsageError, match="must be contiguous"):
         linear_add_triton.linear_add(x[:16], weight, None, randn(16, 64)[:, :32], gain, EPS)

@@ -21,7 +21,14 @@ from specattn.kernels.product_tiling import (
     split_tiling,
     tile_rows,
 )
-from specattn.kernels.weight_tiles_triton import join_parts, leave_part, multiply, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import (
+    join_parts,
+    leave_part,
+    multiply,
+    multiply_described,
+    operands,
+    wait_for_launch_before,
+)
 
 
 def linear_add(
@@ -49,12 +56,12 @@ def linear_add(
     squares = stream.new_empty(tiles, rows, dtype=torch.float32)
     partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * tiling.columns, x.device)
     linear_add_kernel[(tiles, parts)](
-        x, weight, bias, stream, gain, out, scaled, squares, partials, arrivals,
+        *operands(x, weight, block_m, tiling), bias, stream, gain, out, scaled, squares, partials, arrivals,
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        SWAPPED=tiling.swapped, EARLY=tiling.early,
+        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
@@ -62,8 +69,8 @@ def linear_add(
 
 @triton.jit(do_not_specialize=["rows", "steps"])
 def linear_add_kernel(
-    x,  # [rows, channels]
-    weight,  # [outputs, channels]
+    x,  # [rows, channels]; a descriptor of that if DESCRIBED
+    weight,  # [outputs, channels], likewise
     bias,  # [outputs] or None
     stream,  # [rows, outputs]
     gain,  # [outputs]
@@ -83,6 +90,7 @@ def linear_add_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -95,10 +103,15 @@ def linear_add_kernel(
     last = tl.minimum(first + steps * BLOCK_K, channels)
     if EARLY:
         wait_for_launch_before()
-    acc = multiply(
-        x, weight, output, output < outputs, first, last, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SWAPPED,
-    )  # fmt: skip
+    if DESCRIBED:
+        acc = multiply_described(
+            x, weight, tile * BLOCK_N, first, last, False, BLOCK_M, BLOCK_N, BLOCK_K, SWAPPED
+        )  # fmt: skip
+    else:
+        acc = multiply(
+            x, weight, output, output < outputs, first, last, rows, channels,
+            EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SWAPPED,
+        )  # fmt: skip
     if PARTS == 1:
         _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)
     else:

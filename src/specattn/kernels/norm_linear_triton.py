@@ -16,7 +16,14 @@ from specattn.kernels.product_tiling import (
     shared_tiles,
     tile_rows,
 )
-from specattn.kernels.weight_tiles_triton import join_parts, leave_part, multiply, wait_for_launch_before
+from specattn.kernels.weight_tiles_triton import (
+    join_parts,
+    leave_part,
+    multiply,
+    multiply_described,
+    operands,
+    wait_for_launch_before,
+)
 
 
 def norm_linear(
@@ -62,14 +69,16 @@ def _launch(
     block_m, tiles, lines = tile_rows(rows), triton.cdiv(outputs, tiling.columns), tiling.columns * (1 + is_gated)
     parts, steps = tiling.cut(channels)
     partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * lines, x.device)
+    lines_read = weight.view(2, outputs, channels) if is_gated and tiling.described else weight
+    rows_read, weights_read = operands(x, lines_read, block_m, tiling)
     out = x.new_empty(rows, outputs)
     norm_linear_kernel[(tiles, parts)](
-        x, squares, weight, bias, out, partials, arrivals,
+        rows_read, squares, weights_read, bias, out, partials, arrivals,
         rows, channels, outputs, written, steps, normed.eps,
         GATED=is_gated, PARTS=parts, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(written),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        SWAPPED=tiling.swapped, EARLY=tiling.early,
+        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
@@ -77,9 +86,9 @@ def _launch(
 
 @triton.jit(do_not_specialize=["rows", "written", "steps"])
 def norm_linear_kernel(
-    x,  # [rows, channels]
+    x,  # [rows, channels]; a descriptor of that if DESCRIBED
     squares,  # float32 [written, rows], or None
-    weight,  # [outputs, channels], or [2 * outputs, channels] if GATED
+    weight,  # [outputs, channels], or [2 * outputs, channels] if GATED; a descriptor of [2, outputs, channels] if both
     bias,  # [outputs] or None
     out,  # [rows, outputs]
     partials,  # float32 [tiles, PARTS, BLOCK_M, lines]; None if there is one part
@@ -99,6 +108,7 @@ def norm_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -121,45 +131,54 @@ def norm_linear_kernel(
         one = tl.arange(0, SQUARES)
         known = (one < written)[:, None] & (row < rows)[None, :]
         square = tl.load(squares + one[:, None] * rows + row[None, :], mask=known, other=0.0)
-    if PARTS == 1:
-        acc = multiply(
-            x, weight, line, inside, 0, channels, rows, channels,
-            EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SWAPPED,
+    part = tl.program_id(1)
+    first = part * steps * BLOCK_K
+    last = channels if PARTS == 1 else tl.minimum(first + steps * BLOCK_K, channels)
+    if DESCRIBED:
+        acc = multiply_described(
+            x, weight, tile * BLOCK_N, first, last, GATED, BLOCK_M, LINES, BLOCK_K, SWAPPED
         )  # fmt: skip
-        _finish(acc, square, bias, out, row, output, line, inside, rows, channels, outputs, eps, GATED, SHRINK)
     else:
-        part = tl.program_id(1)
-        first = part * steps * BLOCK_K
-        last = tl.minimum(first + steps * BLOCK_K, channels)
         acc = multiply(
             x, weight, line, inside, first, last, rows, channels,
             EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K, SWAPPED,
         )  # fmt: skip
+    if PARTS == 1:
+        _finish(
+            acc, square, bias, out, row, output, rows, channels, outputs, eps, GATED, DESCRIBED, SHRINK
+        )  # fmt: skip
+    else:
         place = partials + tile * (PARTS * BLOCK_M * LINES) + row[:, None] * LINES + tl.arange(0, LINES)[None, :]
         kept = (row < rows)[:, None]
         if leave_part(acc, place, kept, arrivals + tile, part, PARTS):
             total = join_parts(place, kept, PARTS)
             _finish(
-                total, square, bias, out, row, output, line, inside, rows, channels, outputs, eps, GATED, SHRINK
+                total, square, bias, out, row, output, rows, channels, outputs, eps, GATED, DESCRIBED, SHRINK
             )  # fmt: skip
 
 
 @triton.jit
 def _finish(
-    acc, square, bias, out, row, output, line, inside, rows, channels, outputs, eps,
-    GATED: tl.constexpr, SHRINK: tl.constexpr,
+    acc, square, bias, out, row, output, rows, channels, outputs, eps,
+    GATED: tl.constexpr, HALVES: tl.constexpr, SHRINK: tl.constexpr,
 ):  # fmt: skip
-    """Finish a tile: what the norm still divides by, bias and gate."""
+    """Finish a tile: what the norm still divides by, bias and gate. ``HALVES``: all gates come before the values."""
     if square is not None:
         acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
-    if bias is not None:
-        acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
+    inside = output < outputs
     dtype = out.dtype.element_ty
     if GATED:
-        gate, value = tl.split(acc.to(dtype).to(tl.float32).reshape(row.shape[0], output.shape[0], 2))
+        rounded = acc.to(dtype).to(tl.float32)
+        if HALVES:
+            pairs = rounded.reshape(row.shape[0], 2, output.shape[0]).permute(0, 2, 1)
+        else:
+            pairs = rounded.reshape(row.shape[0], output.shape[0], 2)
+        gate, value = tl.split(pairs)
         # Rounded where separate operations would round.
         result = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value
+    elif bias is not None:
+        result = acc + tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[None, :]
     else:
         result = acc
-    live = (row < rows)[:, None] & (output < outputs)[None, :]
+    live = (row < rows)[:, None] & inside[None, :]
     tl.store(out + row[:, None] * outputs + output[None, :], result.to(dtype), mask=live)

@@ -5,7 +5,22 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra import cuda
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from specattn.kernels.product_tiling import ProductTiling
+
+
+def operands(x: Tensor, weight: Tensor, block_m: int, tiling: ProductTiling) -> tuple[object, object]:
+    """What a kernel gets of rows and weights: themselves, or descriptors of the tiles that it reads."""
+    if not tiling.described:
+        return x, weight
+    lines = [2] * (weight.dim() - 2) + [tiling.columns, tiling.depth]
+    return (
+        TensorDescriptor.from_tensor(x, [block_m, tiling.depth]),
+        TensorDescriptor.from_tensor(weight, lines),
+    )
 
 
 @triton.jit
@@ -38,6 +53,41 @@ def multiply(
         channel = (start + tl.arange(0, BLOCK_K))[None, :]
         tile = load(x, row[:, None], (row < rows)[:, None], channel, channels, False, EVEN_K)
         w = load(weight, output[:, None], inside[:, None], channel, channels, EVEN_N, EVEN_K)
+        if SWAPPED:
+            acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
+        else:
+            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+    if SWAPPED:
+        product = tl.trans(acc)
+    else:
+        product = acc
+    return product
+
+
+@triton.jit
+def multiply_described(
+    x,  # descriptor of [rows, channels]
+    weight,  # descriptor of [outputs, channels], or [2, outputs, channels] if GATED
+    output,
+    first,
+    last,
+    GATED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    LINES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWAPPED: tl.constexpr,
+):
+    """The same by Hopper's tensor memory accelerator, of the lines from ``output`` on; if GATED, gates then values."""
+    if SWAPPED:
+        acc = tl.zeros([LINES, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_M, LINES], tl.float32)
+    for start in range(first, last, BLOCK_K):
+        tile = x.load([0, start])
+        if GATED:
+            w = weight.load([0, output, start]).reshape(LINES, BLOCK_K)
+        else:
+            w = weight.load([output, start])
         if SWAPPED:
             acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
         else:
