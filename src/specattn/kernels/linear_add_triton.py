@@ -22,6 +22,7 @@ from specattn.kernels.product_tiling import (
     tile_rows,
 )
 from specattn.kernels.weight_tiles_triton import (
+    fetch_ahead,
     join_parts,
     leave_part,
     multiply,
@@ -56,12 +57,12 @@ def linear_add(
     squares = stream.new_empty(tiles, rows, dtype=torch.float32)
     partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * tiling.columns, x.device)
     linear_add_kernel[(tiles, parts)](
-        *operands(x, weight, block_m, tiling), bias, stream, gain, out, scaled, squares, partials, arrivals,
+        *operands(x, weight, block_m, tiling), weight if tiling.ahead else None, bias, stream, gain, out, scaled, squares, partials, arrivals,
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early,
+        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early, AHEAD=tiling.ahead,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
@@ -71,6 +72,7 @@ def linear_add(
 def linear_add_kernel(
     x,  # [rows, channels]; a descriptor of that if DESCRIBED
     weight,  # [outputs, channels], likewise
+    lines,  # the weights again, if AHEAD
     bias,  # [outputs] or None
     stream,  # [rows, outputs]
     gain,  # [outputs]
@@ -93,6 +95,7 @@ def linear_add_kernel(
     DESCRIBED: tl.constexpr,
     SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     tile = tl.program_id(0)
     part = tl.program_id(1)
@@ -102,6 +105,8 @@ def linear_add_kernel(
     first = part * steps * BLOCK_K
     last = tl.minimum(first + steps * BLOCK_K, channels)
     if EARLY:
+        if AHEAD > 0:
+            fetch_ahead(lines, output, output < outputs, first, channels, AHEAD)
         wait_for_launch_before()
     if DESCRIBED:
         acc = multiply_described(

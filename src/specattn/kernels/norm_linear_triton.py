@@ -17,6 +17,7 @@ from specattn.kernels.product_tiling import (
     tile_rows,
 )
 from specattn.kernels.weight_tiles_triton import (
+    fetch_ahead,
     join_parts,
     leave_part,
     multiply,
@@ -73,12 +74,12 @@ def _launch(
     rows_read, weights_read = operands(x, lines_read, block_m, tiling)
     out = x.new_empty(rows, outputs)
     norm_linear_kernel[(tiles, parts)](
-        rows_read, squares, weights_read, bias, out, partials, arrivals,
+        rows_read, squares, weights_read, weight if tiling.ahead else None, bias, out, partials, arrivals,
         rows, channels, outputs, written, steps, normed.eps,
         GATED=is_gated, PARTS=parts, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(written),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early,
+        DESCRIBED=tiling.described, SWAPPED=tiling.swapped, EARLY=tiling.early, AHEAD=tiling.ahead,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
@@ -89,6 +90,7 @@ def norm_linear_kernel(
     x,  # [rows, channels]; a descriptor of that if DESCRIBED
     squares,  # float32 [written, rows], or None
     weight,  # [outputs, channels], or [2 * outputs, channels] if GATED; a descriptor of [2, outputs, channels] if both
+    lines,  # the weights again, if AHEAD
     bias,  # [outputs] or None
     out,  # [rows, outputs]
     partials,  # float32 [tiles, PARTS, BLOCK_M, lines]; None if there is one part
@@ -111,6 +113,7 @@ def norm_linear_kernel(
     DESCRIBED: tl.constexpr,
     SWAPPED: tl.constexpr,
     EARLY: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     tile = tl.program_id(0)
     row = tl.arange(0, BLOCK_M)
@@ -123,7 +126,12 @@ def norm_linear_kernel(
         pair = tile * BLOCK_N + tl.arange(0, LINES) // 2
         line = pair + tl.arange(0, LINES) % 2 * outputs
         inside = pair < outputs
+    part = tl.program_id(1)
+    first = part * steps * BLOCK_K
+    last = channels if PARTS == 1 else tl.minimum(first + steps * BLOCK_K, channels)
     if EARLY:
+        if AHEAD > 0:
+            fetch_ahead(lines, line, inside, first, channels, AHEAD)
         wait_for_launch_before()
     square = None
     if squares is not None:
@@ -131,9 +139,6 @@ def norm_linear_kernel(
         one = tl.arange(0, SQUARES)
         known = (one < written)[:, None] & (row < rows)[None, :]
         square = tl.load(squares + one[:, None] * rows + row[None, :], mask=known, other=0.0)
-    part = tl.program_id(1)
-    first = part * steps * BLOCK_K
-    last = channels if PARTS == 1 else tl.minimum(first + steps * BLOCK_K, channels)
     if DESCRIBED:
         acc = multiply_described(
             x, weight, tile * BLOCK_N, first, last, GATED, BLOCK_M, LINES, BLOCK_K, SWAPPED

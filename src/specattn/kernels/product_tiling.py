@@ -46,6 +46,7 @@ class ProductTiling:
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
         early: start while the launch before it still runs (compute capability 9.0).
+        ahead: channels, a power of 2, that an early launch asks for while it waits.
         described: tiles are fetched by Hopper's tensor memory accelerator, of lines of a multiple of 16 bytes.
         swapped: weights are what the tensor cores have rows of, and rows are their columns.
     """
@@ -56,6 +57,7 @@ class ProductTiling:
     stages: int = 4
     parts: int = 1
     early: bool = False
+    ahead: int = 0
     described: bool = False
     swapped: bool = False
 
