@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch import Tensor
 from specattn.errors import UsageError
 from specattn.kernels import linear_add, norm_linear
 from specattn.kernels.check import error_ratio
+from specattn.kernels.default_tilings import LONG, split_tiling
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import LONG, ProductTiling, ProductWorkspace, split_tiling
+from specattn.kernels.product_tiling import MOST_ROWS, ProductTiling, ProductWorkspace
 
 linear_add_triton = pytest.importorskip("specattn.kernels.linear_add_triton")
 norm_linear_triton = pytest.importorskip("specattn.kernels.norm_linear_triton")
@@ -91,6 +94,31 @@ def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling
     assert error_ratio(kernel, exact) < bound
 
 
+@pytest.mark.parametrize("tiling", [replace(tiling, parts=3) for tiling in (SMALL, SWAPPED, DESCRIBED)])
+@pytest.mark.parametrize("rows", [5, 48])
+def test_programs_that_share_a_norm_product(poisoned, rows, tiling):
+    x, weight, bias = randn(rows, 168), randn(40, 168, seed=1), randn(40, seed=2)
+    workspace = ProductWorkspace(
+        torch.full((3 * 3 * 64 * 16,), torch.nan, device=DEVICE),
+        torch.zeros(3, dtype=torch.int32, device=DEVICE),
+    )
+    for _ in range(2):  # the arrivals of each are counted from 0
+        kernel = norm_linear_triton.norm_linear(NormedRows(x), weight, bias, workspace, tiling=tiling)
+        assert error_ratio(kernel, x.double() @ weight.double().T + bias) < 1e-6
+        assert not workspace.arrivals.any()
+
+
+@pytest.mark.parametrize("tiling", [SWAPPED, DESCRIBED, BOTH])
+@pytest.mark.parametrize("rows", [5, 48, 80])
+def test_linear_add_by_other_tiles(poisoned, rows, tiling):
+    x, weight = randn(rows, 168), randn(40, 168, seed=1)
+    stream, gain = randn(rows, 40, seed=2), randn(40, seed=3)
+    total, normed = linear_add_triton.linear_add(x, weight, None, stream, gain, EPS, tiling=tiling)
+    exact = stream.double() + x.double() @ weight.double().T
+    assert error_ratio(total, exact) < 1e-6 and error_ratio(normed.rows, exact * gain) < 1e-6
+    assert error_ratio(normed.squares.sum(0), exact.square().sum(-1)) < 1e-6
+
+
 def test_rows_that_are_normalised_already_are_multiplied_as_they_are():
     rows, weight = randn(5, 64), randn(32, 64, seed=1)
     kernel = norm_linear_triton.norm_linear(NormedRows(rows), weight, tiling=SMALL)
@@ -127,10 +155,10 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     assert torch.equal(stream, before) and not workspace.arrivals.any()
 
 
-@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("rows", [3, 20, 48, MOST_ROWS])
 @pytest.mark.parametrize("outputs,channels", [(32, 2080), (320, 2080), (72, LONG + 24)])
 def test_a_layer_by_default_tilings(rows, outputs, channels):
-    assert split_tiling(outputs, channels, DEVICE).parts > 1 or outputs == 320
+    assert split_tiling(rows, outputs, channels, DEVICE).parts > 1 or outputs == 320
     x, out = randn(rows, channels), randn(outputs, channels, seed=1)
     stream, gain = randn(rows, outputs, seed=2), randn(outputs, seed=3)
     total, normed = linear_add_triton.linear_add(x, out, None, stream, gain, EPS)
@@ -156,8 +184,8 @@ def test_a_stream_that_its_gain_takes_out_of_range():
 
 
 def test_what_does_not_fit_is_refused():
-    x, weight, stream, gain = randn(129, 64), randn(32, 64), randn(129, 32), randn(32)
-    with pytest.raises(UsageError, match="129 rows"):
+    x, weight, stream, gain = randn(97, 64), randn(32, 64), randn(97, 32), randn(32)
+    with pytest.raises(UsageError, match="97 rows"):
         linear_add_triton.linear_add(x, weight, None, stream, gain, EPS)
     with pytest.raises(UsageError, match="must be contiguous"):
         linear_add_triton.linear_add(x[:16], weight, None, randn(16, 64)[:, :32], gain, EPS)

@@ -71,7 +71,7 @@ class FusedStream:
         self._normed = NormedRows(normed)
 
     def qkv(self, layer: FastLayer) -> Tensor:
-        return self._operations.norm_linear(self._normed, layer.qkv, layer.qkv_bias)
+        return self._operations.norm_linear(self._normed, layer.qkv, layer.qkv_bias, self._workspace)
 
     def absorb(self, attended: Tensor, layer: FastLayer) -> None:
         self._add(attended, layer.out, layer.out_bias, layer.post_norm)

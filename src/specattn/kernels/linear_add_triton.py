@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specattn.kernels.default_tilings import split_tiling
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import (
     ProductTiling,
     ProductWorkspace,
     check_contiguous,
     shared_tiles,
-    split_tiling,
     tile_rows,
 )
 from specattn.kernels.weight_tiles_triton import (
@@ -50,14 +50,15 @@ def linear_add(
     rows, channels = x.shape
     outputs = len(weight)
     check_contiguous(x, weight, bias, stream, gain)
-    tiling = tiling or split_tiling(outputs, channels, x.device, itemsize=x.element_size())
+    tiling = tiling or split_tiling(rows, outputs, channels, x.device, itemsize=x.element_size())
     block_m, tiles = tile_rows(rows), triton.cdiv(outputs, tiling.columns)
     parts, steps = tiling.cut(channels)
     out, scaled = torch.empty_like(stream), torch.empty_like(stream)
     squares = stream.new_empty(tiles, rows, dtype=torch.float32)
     partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * tiling.columns, x.device)
     linear_add_kernel[(tiles, parts)](
-        *operands(x, weight, block_m, tiling), weight if tiling.ahead else None, bias, stream, gain, out, scaled, squares, partials, arrivals,
+        *operands(x, weight, block_m, tiling), weight if tiling.ahead else None,
+        bias, stream, gain, out, scaled, squares, partials, arrivals,
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,

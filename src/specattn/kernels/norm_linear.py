@@ -8,15 +8,22 @@ from torch.nn.functional import linear
 
 from specattn.kernels.gated import gated
 from specattn.kernels.normed_rows import NormedRows, shrinkage
+from specattn.kernels.product_tiling import ProductWorkspace
 
 
-def norm_linear(normed: NormedRows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def norm_linear(
+    normed: NormedRows,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    workspace: ProductWorkspace | None = None,
+) -> Tensor:
     """The normalised rows times ``weight``.
 
     Args:
         normed: of ``[rows, channels]``.
         weight: ``[outputs, channels]``.
         bias: ``[outputs]``.
+        workspace: for what a kernel shares among programs.
 
     Returns:
         ``[rows, outputs]``.

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specattn.kernels.default_tilings import norm_tiling
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import (
     ProductTiling,
     ProductWorkspace,
     check_contiguous,
-    norm_tiling,
     shared_tiles,
     tile_rows,
 )
@@ -42,15 +42,9 @@ def norm_linear(
     return _launch(normed, weight, bias, len(weight), False, workspace, tiling)
 
 
-def norm_gated_linear(
-    normed: NormedRows,
-    weight: Tensor,
-    workspace: ProductWorkspace | None = None,
-    *,
-    tiling: ProductTiling | None = None,
-) -> Tensor:
+def norm_gated_linear(normed: NormedRows, weight: Tensor, *, tiling: ProductTiling | None = None) -> Tensor:
     """:func:`specattn.kernels.norm_linear.norm_gated_linear` in the same way."""
-    return _launch(normed, weight, None, len(weight) // 2, True, workspace, tiling)
+    return _launch(normed, weight, None, len(weight) // 2, True, None, tiling)
 
 
 def _launch(
@@ -65,9 +59,12 @@ def _launch(
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
     check_contiguous(x, squares, weight, bias)
-    tiling = tiling or norm_tiling(outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
+    tiling = tiling or norm_tiling(
+        rows, outputs, channels, x.device, itemsize=x.element_size(), is_gated=is_gated
+    )
     written = 1 if squares is None else len(squares)
-    block_m, tiles, lines = tile_rows(rows), triton.cdiv(outputs, tiling.columns), tiling.columns * (1 + is_gated)
+    block_m, tiles = tile_rows(rows), triton.cdiv(outputs, tiling.columns)
+    lines = 2 * tiling.columns if is_gated else tiling.columns
     parts, steps = tiling.cut(channels)
     partials, arrivals = shared_tiles(workspace, tiles, parts, block_m * lines, x.device)
     lines_read = weight.view(2, outputs, channels) if is_gated and tiling.described else weight
@@ -153,7 +150,8 @@ def norm_linear_kernel(
             acc, square, bias, out, row, output, rows, channels, outputs, eps, GATED, DESCRIBED, SHRINK
         )  # fmt: skip
     else:
-        place = partials + tile * (PARTS * BLOCK_M * LINES) + row[:, None] * LINES + tl.arange(0, LINES)[None, :]
+        place = partials + tile * (PARTS * BLOCK_M * LINES)
+        place += row[:, None] * LINES + tl.arange(0, LINES)[None, :]
         kept = (row < rows)[:, None]
         if leave_part(acc, place, kept, arrivals + tile, part, PARTS):
             total = join_parts(place, kept, PARTS)

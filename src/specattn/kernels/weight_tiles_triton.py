@@ -45,23 +45,13 @@ def multiply(
     ``SWAPPED``: lines of weights are the tensor cores' rows, of which Hopper's take 64, and rows are their columns.
     """
     row = tl.arange(0, BLOCK_M)
-    if SWAPPED:
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    else:
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = _no_sums(BLOCK_M, BLOCK_N, SWAPPED)
     for start in range(first, last, BLOCK_K):
         channel = (start + tl.arange(0, BLOCK_K))[None, :]
         tile = load(x, row[:, None], (row < rows)[:, None], channel, channels, False, EVEN_K)
         w = load(weight, output[:, None], inside[:, None], channel, channels, EVEN_N, EVEN_K)
-        if SWAPPED:
-            acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
-    if SWAPPED:
-        product = tl.trans(acc)
-    else:
-        product = acc
-    return product
+        acc = _add_product(acc, tile, w, SWAPPED)
+    return tl.trans(acc) if SWAPPED else acc
 
 
 @triton.jit
@@ -78,25 +68,26 @@ def multiply_described(
     SWAPPED: tl.constexpr,
 ):
     """The same by Hopper's tensor memory accelerator, of the lines from ``output`` on; if GATED, gates then values."""
-    if SWAPPED:
-        acc = tl.zeros([LINES, BLOCK_M], tl.float32)
-    else:
-        acc = tl.zeros([BLOCK_M, LINES], tl.float32)
+    acc = _no_sums(BLOCK_M, LINES, SWAPPED)
     for start in range(first, last, BLOCK_K):
         tile = x.load([0, start])
-        if GATED:
-            w = weight.load([0, output, start]).reshape(LINES, BLOCK_K)
-        else:
-            w = weight.load([output, start])
-        if SWAPPED:
-            acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
-        else:
-            acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+        w = weight.load([0, output, start] if GATED else [output, start]).reshape(LINES, BLOCK_K)
+        acc = _add_product(acc, tile, w, SWAPPED)
+    return tl.trans(acc) if SWAPPED else acc
+
+
+@triton.jit
+def _no_sums(BLOCK_M: tl.constexpr, LINES: tl.constexpr, SWAPPED: tl.constexpr):
+    return tl.zeros([LINES, BLOCK_M] if SWAPPED else [BLOCK_M, LINES], tl.float32)
+
+
+@triton.jit
+def _add_product(acc, tile, w, SWAPPED: tl.constexpr):
     if SWAPPED:
-        product = tl.trans(acc)
+        acc = tl.dot(w, tl.trans(tile), acc, input_precision="ieee")
     else:
-        product = acc
-    return product
+        acc = tl.dot(tile, tl.trans(w), acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
@@ -153,7 +144,12 @@ def fetch_ahead(lines, line, inside, first, channels, AHEAD: tl.constexpr):
     channel = tl.minimum(first + tl.arange(0, AHEAD // step) * step, channels - 1)
     at = lines + tl.where(inside, line, 0)[:, None] * channels + channel[None, :]
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [at.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
     )
 
 
