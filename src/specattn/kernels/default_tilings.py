@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import torch
 
-from specattn.kernels.device import shared_memory
+from specattn.kernels.device import shared_memory, starts_early
 from specattn.kernels.product_tiling import ProductTiling, programs, tile_rows
 
 NARROW_ROWS, NARROW_HIDDEN = 32, 1024
@@ -72,12 +71,6 @@ def split_tiling(
         tiling = _wide(WIDE_LONG if channels >= LONG else WIDE_SHORT, 1, rows, channels, itemsize, device)
         wanted = int(each * tiling.columns)
     return replace(tiling, parts=max(1, min(wanted, DEEPEST_SPLIT, channels // LEAST_PART)))
-
-
-@cache
-def starts_early(device: torch.device) -> bool:
-    """Whether launches on ``device`` can overlap: programmatic dependent launches came with Hopper."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _narrow(columns: int, factor: int, most: int, itemsize: int, device: torch.device) -> ProductTiling:

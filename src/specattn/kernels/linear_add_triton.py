@@ -13,13 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from specattn.kernels.default_tilings import split_tiling
+from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import ProductTiling, ProductWorkspace, check_contiguous, tile_rows
 from specattn.kernels.weight_tiles_triton import (
     multiply,
     multiply_described,
     operands,
-    wait_for_launch_before,
 )
 
 
@@ -108,6 +108,8 @@ def linear_add_kernel(
             x, weight, output, output < outputs, first, last, rows, channels,
             EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
+    if EARLY:
+        let_next_start()
     if PARTS == 1:
         _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)
     else:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specattn.kernels.default_tilings import norm_tiling
+from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
 from specattn.kernels.normed_rows import NormedRows, shrinkage
 from specattn.kernels.product_tiling import ProductTiling, check_contiguous, tile_rows
 from specattn.kernels.weight_tiles_triton import (
@@ -18,7 +19,6 @@ from specattn.kernels.weight_tiles_triton import (
     pair_and_member,
     root,
     split_pairs,
-    wait_for_launch_before,
 )
 
 
@@ -110,6 +110,8 @@ def norm_linear_kernel(
             x, weight, line, inside, 0, channels, rows, channels,
             EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
         )  # fmt: skip
+    if EARLY:
+        let_next_start()
     if squares is not None:
         acc *= root(square, channels, eps, SHRINK)[:, None]
     if bias is not None:

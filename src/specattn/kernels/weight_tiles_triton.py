@@ -6,7 +6,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra import cuda
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from specattn.kernels.product_tiling import ProductTiling
@@ -109,13 +108,6 @@ def load(matrix, line, inside, channel, channels, EVEN_LINES: tl.constexpr, EVEN
     if EVEN_K:
         return tl.load(at, mask=inside, other=0.0)
     return tl.load(at, mask=inside & (channel < channels), other=0.0)
-
-
-@triton.jit
-def wait_for_launch_before():
-    """Of an early launch: let the next one start, then wait until all is written that this one reads."""
-    cuda.gdc_launch_dependents()
-    cuda.gdc_wait()
 
 
 @triton.jit
