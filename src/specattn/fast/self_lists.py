@@ -44,6 +44,7 @@ class SelfLists:
             recent=self.method.window,
             out=self._lists,
             entries=slots,
+            fill=False,
         )
 
     def select(self, slots: Tensor, ends: Tensor) -> Selection:

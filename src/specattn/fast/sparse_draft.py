@@ -161,6 +161,7 @@ class SparseDraftSteps(Step):
             recent=newest(self.rows, self._turns.count),
             out=self._lists,
             entries=slots,
+            fill=False,
         )
         # For the lists of the last step: those of the others are shorter.
         self._schedule = self.operations.schedule(

@@ -38,6 +38,7 @@ def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant
     constants: dict[str, Any] = {
         "entries": None,
         "BY_MASS": by_mass,
+        "FILL": True,
         "PER_ROW": False,
         "STEP": step,
         "FORCED": 128,
