@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from specattn.fast.layer import merged
@@ -131,7 +131,7 @@ class FastDecoder:
         """
         shape = tokens.shape
         new = NewTokens(self.cosine, self.sine, positions.flatten(), rows.flatten())
-        stream = self._stream(embedding(tokens.flatten(), self.embedding))
+        stream = self._stream(self.embedding[tokens.flatten()])
         for number, layer in enumerate(self.layers):
             copy = None if copies is None else copies[number]
             query = stream.query(layer, new, keys[number], values[number], copy)
