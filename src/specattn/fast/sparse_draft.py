@@ -149,15 +149,16 @@ class SparseDraftSteps(Step):
             torch.zeros(lists, dtype=torch.int32, device=device),
         )
         self._schedule: Schedule | None = None
-        self._queries: list[Tensor] = []
+        self._attended: list[Tensor] = []
         # Of each step's last row; the first step has two.
-        sums = (geometry.layers, batch, geometry.query_heads)
-        self._lse = torch.zeros(rows, *sums, device=device)
-        self._first_lse = torch.zeros(*sums[:2], 2, sums[2], device=device)
+        steps = (rows, geometry.layers, batch, geometry.query_heads)
+        self._queries = torch.zeros(*steps, geometry.head_dim, dtype=geometry.dtype, device=device)
+        self._lse = torch.zeros(steps, device=device)
+        self._first_lse = torch.zeros(*steps[1:3], 2, steps[3], device=device)
 
     def begin(self, slots: Tensor, lengths: Tensor) -> None:
         """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
-        self._queries = []
+        self._attended = []
         self.operations.nucleus_lists(
             self.memory.scores,
             self.p,
@@ -195,7 +196,7 @@ class SparseDraftSteps(Step):
                 workspace=self.workspace,
                 schedule=self._schedule and self._schedule.of_layer(layer),
             )
-            self._queries.append(query[:, -1])
+            self._attended.append(query[:, -1])
             return out
 
         return attend
@@ -208,12 +209,15 @@ class SparseDraftSteps(Step):
         runner, operations, copy = self.model.runner, self.operations, self.model.quantised_keys
         layers, cache = runner.geometry.layers, runner.cache
         seen = PagedBatch(cache.block_table, slots, (lengths + self.rows).int(), cache.page_size)
-        queries = torch.stack(self._queries).unflatten(0, (self.rows, layers))
+        # Apart: the first step's rows do not lie side by side, which would make all of them slow to copy.
+        torch.stack(self._attended[:layers], out=self._queries[0])
+        if self.rows > 1:
+            torch.stack(self._attended[layers:], out=self._queries[1:].flatten(0, 1))
         self._lse[0] = self._first_lse[:, :, -1]
         self._due = self._take_turns(slots)
         score = operations.round_scores if copy is None else operations.quantised_round_scores
         score(
-            queries,
+            self._queries,
             cache.key_pool if copy is None else copy.whole,
             seen,
             self._lse,
