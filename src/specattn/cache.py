@@ -197,8 +197,8 @@ class PagedKVCache:
     def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
         """Pool rows, int64, of token ``positions`` ``[batch, ...]`` of ``slots`` ``[batch]``."""
         flat = positions.long().flatten(1)
-        page = self.block_table[slots].gather(1, flat // self.page_size).long()
-        return (page * self.page_size + flat % self.page_size).view(positions.shape)
+        page = self.block_table[slots[:, None], flat // self.page_size]
+        return torch.add(flat % self.page_size, page, alpha=self.page_size).view(positions.shape)
 
     def append(
         self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, values: Tensor

@@ -83,7 +83,7 @@ class Outcome:
     def of(cls, proposed: Tensor, verdict: Verdict) -> Outcome:
         """The accepted ones of the tokens ``proposed`` ``[batch, gamma]``, and the one that follows them."""
         tokens = torch.cat([proposed, proposed[:, :1]], dim=1)
-        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        tokens.scatter_(1, verdict.accepted[:, None], verdict.next_token[:, None])
         return cls(tokens, verdict.accepted + 1)
 
 

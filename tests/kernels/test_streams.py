@@ -49,7 +49,9 @@ def layer(seed: int, has_bias: bool, has_norms: bool) -> FastLayer:
 
 
 @pytest.mark.parametrize("source", ["references", KERNELS])
-@pytest.mark.parametrize("rows,has_bias,has_norms", [(1, False, False), (20, True, False), (5, False, True)])
+@pytest.mark.parametrize(
+    "rows,has_bias,has_norms", [(1, False, False), (20, True, False), (48, True, False), (5, False, True)]
+)
 def test_fused_and_separate_streams_agree(source: str, rows: int, has_bias: bool, has_norms: bool) -> None:
     second = layer(1, has_bias, has_norms)
     first = replace(layer(0, has_bias, has_norms), next_norm=second.input_norm)

@@ -132,7 +132,7 @@ class DensePass:
         """Logits ``[batch, rows, vocab]`` of ``tokens`` at ``positions`` ``[batch, rows]``."""
         runner, slots, ends = self.target.runner, inputs.slots, inputs.lengths
         cache, attention = runner.cache, self.target.decoder.operations.dense_attention
-        runner.meter.add_round(slots, ends, runner.geometry.layers, None)
+        runner.meter.add_round(slots, ends, runner.geometry.layers)
         ends = ends.int()
         schedule = self.target.schedule_all(ends, self.workspace)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from specattn.errors import UsageError
 from specattn.kernels.normed_rows import NormedRows
-from specattn.kernels.product_tiling import MOST_ROWS
 from specattn.selection.base import Selection
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ class Operations:
         scores: the dtype in which the draft's logits are kept.
         probabilities: the dtype of attention that lists are made from.
         captured: whether a CUDA graph can hold them: none asks the host for anything.
-        fused_rows: rows up to which products are fused with what stands between them.
     """
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
@@ -53,7 +51,6 @@ class Operations:
     scores: torch.dtype
     probabilities: torch.dtype
     captured: bool = True
-    fused_rows: int = MOST_ROWS
 
 
 def operations_for(device: torch.device, attention: str = "triton") -> Operations:

@@ -128,7 +128,7 @@ class FastRound:
         for row in range(max(self.gamma, 1)):
             logits = self.drafting.logits(fed, inputs.slots, starts, row)
             fed, probs = self._choose(inputs, logits, Stream.DRAFT, row)
-            starts = inputs.lengths + row + 1
+            starts = inputs.lengths + (row + 1)
             tokens.append(fed)
             probabilities.append(probs)
         if self.draft_rows > len(tokens):
@@ -150,9 +150,9 @@ class FastRound:
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
         self.target.runner.cache.note(slots, steps(lengths, rows), tokens)
         selection = self._select(inputs, rows)
-        self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
+        self._count(inputs, selection, ends)
         dense, sparse = self._schedules(selection, ends)
 
         def attend(layer: int, query: Tensor) -> Tensor:
@@ -188,11 +188,12 @@ class FastRound:
             sparse = self.operations.schedule(selection.counts, self.workspace, listed=True)
         return dense, sparse
 
-    def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
+    def _count(self, inputs: RoundInputs, selection: Selection | None, ends: Tensor) -> None:
         """Account for what the round reads, all layers at once."""
-        slots, lengths, target = inputs.slots, inputs.lengths, self.target.runner
+        slots, target = inputs.slots, self.target.runner
         layers = target.geometry.layers
         dense = layers if selection is None else sum(map(self.method.is_dense, range(layers)))
-        target.meter.add_round(slots, lengths + rows, dense, selection)
+        listed = None if selection is None else selection.counts[:, dense:].sum((1, 2), dtype=torch.int32)
+        target.meter.add_round(slots, ends, dense, listed)
         if self.drafting is not None:
-            self.drafting.count(slots, lengths, self.draft_rows)
+            self.drafting.count(slots, inputs.lengths, self.draft_rows)

@@ -132,7 +132,7 @@ class Selector:
         room = {"capacity": self.lists.indices.shape[-1], "out": self.lists}
         options = {"sink": method.sink, "recent": recent, **room}
         if not (method.rate or method.tail):
-            operations.nucleus_lists(self.mapped, method.p, ends, also=echoes, **options)
+            operations.nucleus_lists(self.mapped, method.p, ends, also=echoes, fill=False, **options)
             return
         drawn = (self._shifts(lengths), method.a)
         options |= {"power": method.power}

@@ -53,6 +53,7 @@ class SelfLists:
             out=self._lists,
             entries=slots,
             also=echoes,
+            fill=False,
         )
 
     def select(self, slots: Tensor, ends: Tensor) -> Selection:

@@ -52,6 +52,7 @@ def nucleus_lists(
     blocks: Blocks | None = None,
     entries: Tensor | None = None,
     also: Tensor | None = None,
+    fill: bool = True,
 ) -> Selection:
     """The lists of :func:`specattn.kernels.nucleus.nucleus`, as far as they fit into ``capacity``.
 
@@ -67,12 +68,13 @@ def nucleus_lists(
         capacity: entries of a list, at least ``sink + recent`` or ``length``.
         sink, recent: the first, and the last visible, positions of each row, which are always in its list.
         out: where the lists go: ``indices`` int32 ``[batch, ..., capacity]`` and ``counts`` int32 ``[batch, ...]``,
-            contiguous. Every entry is written.
+            contiguous. Every entry is written, but for ``fill``.
         blocks: how a program holds its row; by default what suits the length.
         entries: int ``[batch]``, contiguous: places in the first dimension of ``scores``, which may then be longer or
             shorter than the batch; one after the other if ``None``.
         also: int32 ``[batch, n]``, contiguous: positions that are in all lists of a batch entry beside the nucleus, as
             far as they are visible; negative: none. A list that has no room for them has its nucleus alone.
+        fill: whether what follows a list is -1; otherwise it stays as it is, for readers that go by counts.
 
     Raises:
         UsageError: an argument is not as described.
@@ -80,7 +82,9 @@ def nucleus_lists(
     if not isinstance(p, Tensor) and not p > 0:
         raise UsageError(f"p = {p} is not a fraction of the mass: give a number in (0, 1]")
     limit = p.float() if isinstance(p, Tensor) else float(p)
-    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, entries, also, by_mass=True)
+    return _launch(
+        scores, limit, lengths, capacity, sink, recent, out, blocks, entries, also, by_mass=True, fill=fill
+    )
 
 
 def top_k_lists(
@@ -141,6 +145,7 @@ def _launch(
     also: Tensor | None,
     *,
     by_mass: bool,
+    fill: bool = True,
 ) -> Selection:
     # What the lists are made from, without a copy: of as many entries as there are lists, whichever they are.
     listed = scores if entries is None else scores[:1].expand(len(entries), *scores.shape[1:])
@@ -169,6 +174,7 @@ def _launch(
             sink,
             recent,
             BY_MASS=by_mass,
+            FILL=fill,
             PER_ROW=isinstance(limit, Tensor),
             STEP=STEPS[scores.dtype],
             FORCED=triton.next_power_of_2(max(sink + recent, 1)),

@@ -74,6 +74,7 @@ def select_kernel(
     sink,
     recent,
     BY_MASS: tl.constexpr,  # top-p, otherwise top-k
+    FILL: tl.constexpr,  # whether -1 follows a list
     PER_ROW: tl.constexpr,  # whether limit is a tensor
     STEP: tl.constexpr,  # between the keys of neighbouring weights of the scores' type
     FORCED: tl.constexpr,  # a power of two from sink + recent on
@@ -122,9 +123,10 @@ def select_kernel(
     tl.store(indices + slot, forced, mask=forced < length)
     count = end + (length - last)
     tl.store(counts + program, count)
-    for start in range(count, capacity, 4 * LANES * B.warps):
-        unused = start + tl.arange(0, 4 * LANES * B.warps)
-        tl.store(indices + unused, -1, mask=unused < capacity)
+    if FILL:
+        for start in range(count, capacity, 4 * LANES * B.warps):
+            unused = start + tl.arange(0, 4 * LANES * B.warps)
+            tl.store(indices + unused, -1, mask=unused < capacity)
 
 
 @triton.jit

@@ -42,6 +42,7 @@ def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool, also: int 
         "entries": None,
         "ALSO": also,
         "BY_MASS": by_mass,
+        "FILL": True,
         "PER_ROW": False,
         "STEP": step,
         "FORCED": 128,

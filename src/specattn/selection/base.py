@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -77,6 +77,11 @@ class Selection:
         """The same lists for every KV head, of a selection ``[batch, 1, capacity]``."""
         assert self.log_weights is None, "weights are made for one head at a time"
         return Selection(self.indices.expand(-1, kv_heads, -1), self.counts.expand(-1, kv_heads))
+
+    def padded(self) -> Selection:
+        """The same with the tail's -1, if whoever made the lists has left it out."""
+        place = torch.arange(self.indices.shape[-1], device=self.indices.device)
+        return replace(self, indices=self.indices.masked_fill(place >= self.counts[..., None], -1))
 
     def narrowed(self, mask: Tensor) -> Selection:
         """The entries that ``mask`` ``[batch, kv_heads, capacity]`` keeps; padding stays out."""
