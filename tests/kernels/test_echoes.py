@@ -54,6 +54,13 @@ def test_the_kernel_goes_through_texts_of_several_blocks(monkeypatch):
     assert torch.equal(*(part.view(3, 5, 3).sort(-1).values for part in (found, wanted)))
 
 
+def test_starts_may_be_a_column_of_a_table():
+    table = torch.tensor([[31, 9999, 7], [3, -5, 40], [44, 12, 2]], device=DEVICE)
+    tokens = text(60, 3, seed=2)
+    found, wanted = (find(tokens, SLOTS, table[:, 0], 2, 3) for find in (echoes_triton.echoes, echoes_reference))
+    assert torch.equal(*(part.view(3, 2, 3).sort(-1).values for part in (found, wanted)))
+
+
 def test_a_text_that_repeats_itself_is_followed():
     tokens = torch.arange(40, dtype=torch.int32, device=DEVICE).repeat(1, 2)
     found = echoes_reference(

@@ -16,7 +16,7 @@ LONGEST_TEXT = 1 << 27
 
 
 def echoes(text: Tensor, slots: Tensor, starts: Tensor, rows: int, matches: int) -> Tensor:
-    """:func:`specattn.kernels.echoes.echoes_reference` in one launch; each slot's text is contiguous.
+    """:func:`specattn.kernels.echoes.echoes_reference` in one launch; each slot's text, and ``slots``, are contiguous.
 
     Raises:
         UsageError: the text is longer than the kernel can tell.
@@ -26,7 +26,7 @@ def echoes(text: Tensor, slots: Tensor, starts: Tensor, rows: int, matches: int)
     found = text.new_empty(len(slots), rows * matches)
     if found.numel():
         echoes_kernel[(len(slots), rows)](
-            text, slots, starts, found, text.stride(0), rows,
+            text, slots, starts, found, text.stride(0), starts.stride(0), rows,
             MATCHES=matches, PLACES=triton.next_power_of_2(matches), LONGEST=LONGEST, NOWHERE=NOWHERE,
             SPAN=LONGEST_TEXT, BLOCK=min(BLOCK, triton.next_power_of_2(text.shape[1])), num_warps=8,
         )  # fmt: skip
@@ -39,7 +39,8 @@ def echoes_kernel(
     slots,  # [batch]
     starts,  # [batch]
     found,  # int32 [batch, rows * MATCHES]
-    text_slot,
+    text_slot,  # strides, in elements
+    starts_stride,
     rows,
     MATCHES: tl.constexpr,
     PLACES: tl.constexpr,  # a power of two from MATCHES on
@@ -50,7 +51,7 @@ def echoes_kernel(
 ):
     request = tl.program_id(0)
     row = tl.program_id(1)
-    own = tl.load(starts + request).to(tl.int32) + row
+    own = tl.load(starts + request * starts_stride).to(tl.int32) + row
     text += tl.load(slots + request).to(tl.int64) * text_slot
     place = tl.arange(0, PLACES)
     best = tl.zeros([PLACES], tl.int32)  # ranks: how many tokens agree, then the position; 0 is no match
