@@ -233,6 +233,7 @@ def test_captured_rounds_give_the_tokens_of_uncaptured_ones(method, params, gamm
     "method",
     [
         "specattn:p=0.6:every_row=true",
+        "specattn:p=0.4:echo=3",
         "specattn:p=0.6:draft_p=0.8",
         "specattn:p=0.6:draft_p=0.8:every_row=true",
     ],

@@ -89,6 +89,7 @@ def make(model_type: str, **options) -> Pair:
         "specattn-paper:p=0.7:aggregate=mean",
         "specattn:p=0.4:tail=0.1:seed=3",
         "specattn:p=0.6:every_row=true",
+        "specattn:p=0.4:echo=3",
         "specattn:p=0.4:tail=0.1:power=0.8:every_row=true",
         "specattn:rate=0.15:power=0.8:seed=2:every_row=true",
         "specattn:p=0.4:dense_below=44",  # of the three requests one begins above it, and one comes to be

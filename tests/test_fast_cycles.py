@@ -61,7 +61,9 @@ def approximately(value):
     return pytest.approx(value) if isinstance(value, float) else value
 
 
-@pytest.mark.parametrize("method", [METHOD, "specattn:p=0.6:every_row=true", "specattn:rate=0.2:seed=1"])
+@pytest.mark.parametrize(
+    "method", [METHOD, "specattn:p=0.4:echo=2", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:seed=1"]
+)
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_requests_come_and_go_as_in_pytorch(sampling, method):
     """More requests than slots, of different lengths: batches are padded, shrink and grow."""
@@ -94,15 +96,23 @@ def test_the_dense_tokens_with_a_draft_that_reads_lists(every, method):
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("drafting", [False, True])
-def test_self_speculation(drafting, sampling):
+@pytest.mark.parametrize("echo", [0, 2])
+def test_self_speculation(drafting, sampling, echo):
     pair = related() if drafting else alone(related())
     requests = ask(17, sampling)
     fast, slow = (
-        serve(requests, "self:p=0.6:sink=1:window=2", pair=pair, fast=fast, max_batch=3)
+        serve(requests, f"self:p=0.6:sink=1:window=2:echo={echo}", pair=pair, fast=fast, max_batch=3)
         for fast in (True, False)
     )
     assert figures(fast) == figures(slow)
     assert fast[1].kv_read_fraction < 0.95
+
+
+@pytest.mark.parametrize("every", [5, "auto"])
+def test_self_speculation_with_a_draft_that_reads_lists(every):
+    results = serve(ask(), "self:p=0.6:draft_p=0.8:echo=1", max_batch=3, lossless_every=every)
+    assert [result.tokens for result in results] == expected(RAGGED[:3], 20)
+    assert all(result.draft_read_fraction > 0 for result in results)
 
 
 def test_self_speculation_needs_cycles():

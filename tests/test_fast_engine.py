@@ -16,7 +16,13 @@ from specattn.sampling import SamplingParams
 PROMPT = torch.randint(3, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 RAGGED = [PROMPT[:7], PROMPT, PROMPT[3:20], PROMPT[10:39], PROMPT[5:9]]
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=3)
-METHODS = ["dense", "specattn:p=0.6", "specattn:p=0.6:every_row=true", "specattn:rate=0.2:power=0.8"]
+METHODS = [
+    "dense",
+    "specattn:p=0.6",
+    "specattn:p=0.6:every_row=true",
+    "specattn:p=0.4:echo=2",
+    "specattn:rate=0.2:power=0.8",
+]
 
 
 def engine(pair: Pair, method: str = "dense", **options) -> Engine:

@@ -96,7 +96,7 @@ class Watched:
         if entries is not None:
             counts = options["out"].counts.clone()
             self.lists.append((entries.tolist(), lengths.tolist(), recent, counts))
-            indices = options["out"].indices
+            indices = options["out"].padded().indices
             for request, length in enumerate(lengths.tolist()):
                 assert indices[request].max() < length
         return found

@@ -51,21 +51,19 @@ class ReadMeter:
         self.read.index_add_(0, slots, read)
         self.full.index_add_(0, slots, self._layer_bytes(positions, None))
 
-    def add_round(self, slots: Tensor, visible: Tensor, dense: int, selection: Selection | None) -> None:
-        """A pass through all layers at once.
+    def add_round(self, slots: Tensor, visible: Tensor, dense: int, listed: Tensor | None = None) -> None:
+        """A pass through all layers at once, or several.
 
         Args:
-            visible: int64 ``[batch]``, tokens that the last row sees.
-            dense: how many layers, the first ones, read all of them.
-            selection: what the others read, counts ``[batch, layers, kv_heads]``.
+            visible: int ``[batch]``, tokens that the last row sees; of several passes their sum.
+            dense: how many layers read all of them.
+            listed: int ``[batch]``, entries of the lists that the others read, of all KV heads, layers and passes.
         """
-        everything = visible.double() * (self.geometry.kv_heads * self.geometry.row_bytes)
-        read = everything * dense
-        if selection is not None:
-            rows = selection.counts[:, dense:].sum((1, 2), dtype=torch.float64)
-            read = read + rows * self.geometry.row_bytes
-        self.read.index_add_(0, slots, read)
-        self.full.index_add_(0, slots, everything * self.geometry.layers)
+        heads, nbytes = self.geometry.kv_heads, self.geometry.row_bytes
+        seen = visible.double()
+        read = seen * (dense * heads) if listed is None else torch.add(listed, seen, alpha=dense * heads)
+        self.read.index_add_(0, slots, read, alpha=nbytes)
+        self.full.index_add_(0, slots, seen, alpha=self.geometry.layers * heads * nbytes)
 
     def add_extra(self, slots: Tensor, nbytes: Tensor) -> None:
         """``nbytes`` ``[batch]`` of something else that was read."""
@@ -82,7 +80,7 @@ class ReadMeter:
         """
         key_bytes = self.geometry.row_bytes // 2 if key_bytes is None else key_bytes
         keys = visible.double() * (self.geometry.layers * self.geometry.kv_heads if heads is None else heads)
-        self.read.index_add_(0, slots, keys * key_bytes)
+        self.read.index_add_(0, slots, keys, alpha=key_bytes)
 
     def _layer_bytes(self, positions: Tensor, window: int | None) -> Tensor:
         visible = positions[:, -1].double() + 1

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -229,8 +230,12 @@ class SparseAttend:
         self, method: Method, state: RoundState, observers: Sequence[SelectionObserver] = ()
     ) -> None:
         self.method, self.state, self.observers = method, state, observers
-        self.prepared = method.prepare(state)
         self.dense = DenseAttend()
+
+    @cached_property
+    def prepared(self) -> object:
+        """What the method does once a round; by now the pass has begun, and its tokens are known."""
+        return self.method.prepare(self.state)
 
     def __call__(self, step: Step, call: LayerCall) -> Tensor:
         if call.window is not None or self.method.is_dense(call.layer):

@@ -52,6 +52,8 @@ class PagedKVCache:
         block_table: int32 ``[slots + 1, pages_a_request]``, unused entries are 0.
         spare_slot: the last row of the table, which no request ever has: where padding of a batch reads and writes.
         stores: the side stores by what asked for them.
+        text: int32 ``[slots + 1, length]``: the tokens that were fed, at their positions in the text. What lies behind
+            a request's own is of nobody.
 
     Raises:
         CacheFullError: if the pool does not fit in the memory that is free.
@@ -90,6 +92,7 @@ class PagedKVCache:
         width = self.pages_for(max_length or tokens)
         self.spare_slot = slots
         self.block_table = torch.zeros(slots + 1, width, dtype=torch.int32, device=device)
+        self.text = torch.zeros(slots + 1, width * page_size, dtype=torch.int32, device=device)
         self.stores: dict[StoreSpec, SideStore] = {spec: spec.build(self) for spec in stores}
         self._free_pages = set(range(1, pages))
         self._allocations: list[_Allocation | None] = [None] * slots
@@ -194,8 +197,8 @@ class PagedKVCache:
     def rows(self, slots: Tensor, positions: Tensor) -> Tensor:
         """Pool rows, int64, of token ``positions`` ``[batch, ...]`` of ``slots`` ``[batch]``."""
         flat = positions.long().flatten(1)
-        page = self.block_table[slots].gather(1, flat // self.page_size).long()
-        return (page * self.page_size + flat % self.page_size).view(positions.shape)
+        page = self.block_table[slots[:, None], flat // self.page_size]
+        return torch.add(flat % self.page_size, page, alpha=self.page_size).view(positions.shape)
 
     def append(
         self, layer: int, slots: Tensor, positions: Tensor, rows: Tensor, keys: Tensor, values: Tensor
@@ -209,6 +212,10 @@ class PagedKVCache:
         self.values[layer][flat] = values.transpose(1, 2).flatten(0, 1)
         for store in self.stores.values():
             store.append(layer, slots, positions, rows, keys)
+
+    def note(self, slots: Tensor, positions: Tensor, tokens: Tensor) -> None:
+        """``tokens`` ``[batch, n]`` are fed at text ``positions`` ``[batch, n]`` of ``slots``."""
+        self.text[slots[:, None], positions] = tokens.to(self.text.dtype)
 
     def copy(self, slot: int, source: PagedKVCache, source_slot: int, tokens: Tensor) -> None:
         """Let ``slot`` hold tokens of another cache, or of this one, and nothing else; side stores follow.
@@ -226,6 +233,8 @@ class PagedKVCache:
                 f"a list of shape {list(tokens.shape)} does not fit {self.geometry.layers} layers, "
                 f"{self.geometry.kv_heads} KV heads and the {held} tokens of slot {source_slot}"
             )
+        width = min(self.text.shape[1], source.text.shape[1])
+        self.text[slot, :width] = source.text[source_slot, :width]
         positions = torch.arange(count, device=self.device)[None]
         ids, source_ids = (torch.tensor([s], device=self.device) for s in (slot, source_slot))
         rows = self.rows(ids, positions)

@@ -94,6 +94,7 @@ class ModelRunner:
 
         The caller sets the cache's lengths afterwards: how many of the new tokens count is its decision.
         """
+        self.cache.note(step.slots, step.text_positions, tokens)
         with running(step):
             output = self.model(
                 input_ids=tokens, position_ids=step.text_positions, use_cache=False, logits_to_keep=keep

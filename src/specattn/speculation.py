@@ -83,7 +83,7 @@ class Outcome:
     def of(cls, proposed: Tensor, verdict: Verdict) -> Outcome:
         """The accepted ones of the tokens ``proposed`` ``[batch, gamma]``, and the one that follows them."""
         tokens = torch.cat([proposed, proposed[:, :1]], dim=1)
-        tokens = tokens.scatter(1, verdict.accepted[:, None], verdict.next_token[:, None])
+        tokens.scatter_(1, verdict.accepted[:, None], verdict.next_token[:, None])
         return cls(tokens, verdict.accepted + 1)
 
 
@@ -211,8 +211,14 @@ class Speculator:
             draft=export,
             mapping=self.mapping,
             scores=scores,
+            text=self._text(slots),
         )
         return SparseAttend(self.method, state, observers)
+
+    def _text(self, slots: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        if Need.TEXT not in self.method.needs:
+            return None
+        return self.target.cache.text, torch.tensor(slots, device=self.target.device)
 
     def _propose(self, batch: Batch, gamma: int, export: DraftAttention | None) -> Proposal | None:
         if self.draft is None:

@@ -23,6 +23,9 @@ from specattn.selection.base import Selection
 SCORED_ROWS = 5
 """Rows of a prompt whose scores are kept: as many as a round of the usual draft length has."""
 
+LAST_ROWS = 8
+"""Rows of a pass that its scores are the mean of, the last that stand: more of them say nothing more."""
+
 DTYPE = torch.bfloat16
 """Half of float32, with the range that tiny probabilities need."""
 
@@ -32,15 +35,18 @@ class StoredScores:
     """The scores of a round's requests.
 
     Attributes:
-        probabilities: ``[batch, layers, kv_heads, length]``: attention of the last dense pass over the context before
-            it, the mean of its rows and of a group's query heads; zero from ``positions`` on. Nothing of use in layers
+        probabilities: ``[batch, layers, kv_heads, length]``: attention of the last dense pass to the context before
+            it, the mean of its rows and of a group's query heads; zero from ``positions`` on. What they paid to the
+            pass's own tokens is missing from the sum. Nothing of use in layers
             that the method reads densely anyway.
         positions: int32 ``[batch]``, how many tokens that context had; 0 where there was no such pass.
+        ends: int32 ``[batch]``, where the rows of that pass ended that stand: the position of what was fed next.
         everything: bool ``[batch]``, whose turn it is to read everything, so that new scores can be taken.
     """
 
     probabilities: Tensor
     positions: Tensor
+    ends: Tensor
     everything: Tensor
 
     @property
@@ -63,7 +69,7 @@ class TargetScores:
         shape = (slots, geometry.layers, geometry.kv_heads, length)
         self.group = geometry.group
         self.probabilities = torch.zeros(shape, dtype=DTYPE, device=device)
-        self.positions = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.positions, self.ends = (torch.zeros(slots, dtype=torch.int32, device=device) for _ in range(2))
         self._rounds = [0] * slots
         self._rows: dict[int, dict[int, Tensor]] = {}
 
@@ -80,13 +86,14 @@ class TargetScores:
 
     def reset(self, slot: int) -> None:
         """Forget the scores of ``slot``."""
-        self.positions[slot], self._rounds[slot] = 0, 0
+        self.positions[slot], self.ends[slot], self._rounds[slot] = 0, 0, 0
         self._rows.pop(slot, None)
 
     def copy(self, source: TargetScores) -> None:
         """Take the scores of all slots of another one of the same shape."""
         self.probabilities.copy_(source.probabilities)
         self.positions.copy_(source.positions)
+        self.ends.copy_(source.ends)
         self._rounds, self._rows = list(source._rounds), {}
 
     def record(self, slot: int, layer: int, probabilities: Tensor, start: int) -> None:
@@ -94,9 +101,8 @@ class TargetScores:
 
         Only what they say of the context before them is kept: tokens of their own pass may yet be rejected.
         """
-        context = probabilities[..., :start]
-        context = context / context.sum(-1, keepdim=True).clamp(min=torch.finfo(context.dtype).tiny)
-        self._rows.setdefault(slot, {})[layer] = context.unflatten(0, (-1, self.group)).mean(1)
+        context = probabilities[..., :start].unflatten(0, (-1, self.group)).mean(1)
+        self._rows.setdefault(slot, {})[layer] = context
 
     def commit(self, slot: int, rows: int) -> None:
         """The pass of ``slot`` is over and its first ``rows`` rows stand; it was dense if it left any record."""
@@ -105,11 +111,12 @@ class TargetScores:
         if not recorded:
             return
         for layer, context in recorded.items():
-            scores = context[:, :rows].mean(1).to(DTYPE)
+            scores = context[:, max(0, rows - LAST_ROWS) : rows].mean(1).to(DTYPE)
             self.probabilities[slot, layer] = pad(
                 scores, (0, self.probabilities.shape[-1] - scores.shape[-1])
             )
             self.positions[slot] = scores.shape[-1]
+        self.ends[slot] = self.positions[slot] + rows
 
     def stored(self, slots: Sequence[int], length: int, everything: Sequence[bool]) -> StoredScores:
         """The scores of ``slots`` over the first ``length`` tokens."""
@@ -118,6 +125,7 @@ class TargetScores:
         return StoredScores(
             self.probabilities[chosen][..., :length],
             self.positions[chosen],
+            self.ends[chosen],
             torch.tensor(everything, device=device),
         )
 

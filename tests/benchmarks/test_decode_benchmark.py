@@ -227,7 +227,7 @@ def refuse(needed: int, device: torch.device, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["sparse_attention", "dense_attention", "export_attention", "add_norm", "norm_linear"]
+    "broken", ["sparse_attention", "dense_attention", "export_attention", "add_norm", "norm_rope_linear"]
 )
 def test_a_wrong_operation_fails_the_gate(tiny: None, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     right = references()

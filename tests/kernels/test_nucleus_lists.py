@@ -271,6 +271,19 @@ def test_entries_of_a_larger_buffer():
     assert torch.equal(out.indices.cpu(), wanted.indices) and torch.equal(out.counts.cpu(), wanted.counts)
 
 
+@pytest.mark.parametrize("length", [300, 3000])
+def test_what_follows_a_list_can_stay_as_it_is(length):
+    scores = attention(2, 3, length, seed=6).to(DEVICE)
+    lengths = torch.tensor([length, 20], device=DEVICE)
+    filled, left = poisoned(scores, length), poisoned(scores, length)
+    for out, fill in ((filled, True), (left, False)):
+        nucleus_lists(scores, 0.8, lengths, capacity=length, out=out, fill=fill)
+    behind = torch.arange(length, device=DEVICE) >= filled.counts[..., None]
+    assert torch.equal(left.counts, filled.counts) and behind.any()
+    assert torch.equal(left.indices, filled.indices.masked_fill(behind, POISON))
+    assert torch.equal(left.padded().indices, filled.indices)
+
+
 def test_lists_lie_beside_each_other_untouched():
     scores = attention(2, 3, 300, seed=6).to(DEVICE)
     buffer = torch.full((8, 40), POISON, dtype=torch.int32, device=DEVICE)

@@ -9,8 +9,9 @@ from torch import Tensor
 from specattn.errors import UsageError
 from specattn.kernels import linear_add, norm_linear
 from specattn.kernels.check import error_ratio
+from specattn.kernels.default_tilings import LONG, split_tiling
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import LONG, ProductTiling, ProductWorkspace, split_tiling
+from specattn.kernels.product_tiling import MOST_ROWS, ProductTiling, ProductWorkspace
 
 linear_add_triton = pytest.importorskip("specattn.kernels.linear_add_triton")
 norm_linear_triton = pytest.importorskip("specattn.kernels.norm_linear_triton")
@@ -19,10 +20,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter cuts numbers off where it makes bfloat16 of them; float16 it rounds, as a GPU does with both.
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 TYPES = [(torch.float32, 1e-6), (HALF, 1e-2 if torch.cuda.is_available() else 2e-3)]
-ROWS = [1, 5, 16, 17, 32]
+ROWS = [1, 5, 16, 17, 48]
 EPS = 1e-6
 SMALL = ProductTiling(columns=16, depth=32)
 DEEP = ProductTiling(columns=16, depth=64, stages=2)
+DESCRIBED = ProductTiling(columns=16, depth=32, described=True)
+WIDER = ProductTiling(columns=32, depth=64, described=True, parts=2)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,7 +61,7 @@ def begun(stream: Tensor, gain: Tensor, parts: int) -> NormedRows:
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,outputs,has_bias", [(64, 48, True), (72, 40, False), (136, 23, True)])
-@pytest.mark.parametrize("tiling", [SMALL, DEEP])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP, DESCRIBED, WIDER])
 def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, tiling):
     stream, gain = 30 * randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(outputs, channels, seed=2, dtype=dtype)
@@ -75,7 +78,7 @@ def test_norm_linear(poisoned, dtype, bound, rows, channels, outputs, has_bias, 
 @pytest.mark.parametrize("dtype,bound", TYPES)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("channels,width", [(64, 48), (72, 40), (136, 23)])
-@pytest.mark.parametrize("tiling", [SMALL, DEEP])
+@pytest.mark.parametrize("tiling", [SMALL, DEEP, DESCRIBED, WIDER])
 def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling):
     stream, gain = randn(rows, channels, dtype=dtype), randn(channels, seed=1, dtype=dtype)
     weight = randn(2 * width, channels, seed=2, dtype=dtype) / channels**0.5
@@ -86,6 +89,17 @@ def test_norm_gated_linear(poisoned, dtype, bound, rows, channels, width, tiling
     kernel = norm_linear_triton.norm_gated_linear(normed, weight, tiling=tiling)
     assert kernel.shape == (rows, width) and kernel.dtype == dtype
     assert error_ratio(kernel, exact) < bound
+
+
+@pytest.mark.parametrize("tiling", [DESCRIBED, WIDER])
+@pytest.mark.parametrize("rows", [5, 48])
+def test_linear_add_by_described_tiles(poisoned, rows, tiling):
+    x, weight = randn(rows, 168), randn(40, 168, seed=1)
+    stream, gain = randn(rows, 40, seed=2), randn(40, seed=3)
+    total, normed = linear_add_triton.linear_add(x, weight, None, stream, gain, EPS, tiling=tiling)
+    exact = stream.double() + x.double() @ weight.double().T
+    assert error_ratio(total, exact) < 1e-6 and error_ratio(normed.rows, exact * gain) < 1e-6
+    assert error_ratio(normed.squares.sum(0), exact.square().sum(-1)) < 1e-6
 
 
 def test_rows_that_are_normalised_already_are_multiplied_as_they_are():
@@ -108,7 +122,7 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     assert error_ratio(total, exact) < bound and error_ratio(normed.rows, exact_norm(exact, gain)) < bound
     tiling = ProductTiling(columns=16, depth=32, parts=parts)
     workspace = ProductWorkspace(
-        torch.full((parts * 3 * 32 * 16,), torch.nan, device=DEVICE),
+        torch.full((parts * 3 * 64 * 16,), torch.nan, device=DEVICE),
         torch.zeros(3, dtype=torch.int32, device=DEVICE),
     )
     before = stream.clone()
@@ -124,10 +138,10 @@ def test_linear_add(poisoned, dtype, bound, rows, channels, outputs, has_bias, p
     assert torch.equal(stream, before) and not workspace.arrivals.any()
 
 
-@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("rows", [3, 20, 48, MOST_ROWS])
 @pytest.mark.parametrize("outputs,channels", [(32, 2080), (320, 2080), (72, LONG + 24)])
 def test_a_layer_by_default_tilings(rows, outputs, channels):
-    assert split_tiling(outputs, channels, DEVICE).parts > 1 or outputs == 320
+    assert split_tiling(rows, outputs, channels, DEVICE).parts > 1 or outputs == 320
     x, out = randn(rows, channels), randn(outputs, channels, seed=1)
     stream, gain = randn(rows, outputs, seed=2), randn(outputs, seed=3)
     total, normed = linear_add_triton.linear_add(x, out, None, stream, gain, EPS)
@@ -153,8 +167,8 @@ def test_a_stream_that_its_gain_takes_out_of_range():
 
 
 def test_what_does_not_fit_is_refused():
-    x, weight, stream, gain = randn(33, 64), randn(32, 64), randn(33, 32), randn(32)
-    with pytest.raises(UsageError, match="33 rows"):
+    x, weight, stream, gain = randn(65, 64), randn(32, 64), randn(65, 32), randn(32)
+    with pytest.raises(UsageError, match="65 rows"):
         linear_add_triton.linear_add(x, weight, None, stream, gain, EPS)
     with pytest.raises(UsageError, match="must be contiguous"):
         linear_add_triton.linear_add(x[:16], weight, None, randn(16, 64)[:, :32], gain, EPS)

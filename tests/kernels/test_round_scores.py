@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from draft_case import BOUND, DEVICE, DTYPES, NAN, SHAPES, draft_case
@@ -125,6 +127,19 @@ def test_rows_of_infinite_sums_do_not_count(score):
         parts = sum(out[request, :, :length].double() for out in outs)
         assert error_ratio(parts, case.own(case.exact(request)[1])) < 1e-2
         assert all(out[request, :, :length].isfinite().all() and out[request].any() for out in outs)
+
+
+def test_no_token_weighs_more_than_the_list():
+    """Sums over lists that attention has moved away from are too small, by far."""
+    rows, query_heads, kv_heads, head_dim = SHAPES[-1]
+    case = Layers(LENGTHS, rows=rows, query_heads=query_heads, kv_heads=kv_heads, head_dim=head_dim)
+    usual = run(case, round_scores_reference)[0].nan_to_num(0)
+    found, wanted = (
+        run(case, score, lse=case.lse - 4)[0].nan_to_num(0).double()
+        for score in (round_scores, round_scores_reference)
+    )
+    assert error_ratio(found, wanted) < BOUND[torch.float32]
+    assert 0.99 < float(wanted.max()) <= 1 < float(usual.max()) * math.exp(4)
 
 
 @BOTH

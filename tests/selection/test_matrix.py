@@ -76,6 +76,7 @@ def stored_scores(round: PagedRound) -> StoredScores:
     return StoredScores(
         probabilities,
         torch.tensor(positions, dtype=torch.int32),
+        torch.tensor(positions, dtype=torch.int32),
         torch.zeros(len(positions), dtype=torch.bool),
     )
 

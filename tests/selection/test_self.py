@@ -62,6 +62,7 @@ def test_each_dense_pass_leaves_the_scores_of_the_rows_that_stood():
             for active in engine._active.values():
                 start, tokens = starts[active.slot], [*active.request.prompt, *active.tokens]
                 assert int(scores.positions[active.slot]) == start
+                assert int(scores.ends[active.slot]) == len(tokens) - 1
                 expected = plain_scores(pair.target, tokens[:-1], start)
                 assert error_ratio(scores.probabilities[active.slot, ..., :start].float(), expected) < 2**-8
                 moved += len(tokens) - 1 - start
@@ -71,7 +72,6 @@ def test_each_dense_pass_leaves_the_scores_of_the_rows_that_stood():
 def plain_scores(model, tokens: list[int], start: int) -> torch.Tensor:
     """``[layers, kv_heads, start]``: what rows from ``start`` on attend to of what is before them, on average."""
     context = attention_weights(model, tokens)[:, :, start:, :start]
-    context = context / context.sum(-1, keepdim=True)
     return context.unflatten(1, (model.config.num_key_value_heads, -1)).mean((2, 3))
 
 

@@ -26,7 +26,8 @@ def a_state() -> RoundState:
     for request, position in enumerate(POSITIONS):
         drawn = torch.rand(LAYERS, 2, position, generator=generator)
         probabilities[request, ..., :position] = drawn / drawn.sum(-1, keepdim=True)
-    scores = StoredScores(probabilities, torch.tensor(POSITIONS, dtype=torch.int32), torch.zeros(3).bool())
+    positions = torch.tensor(POSITIONS, dtype=torch.int32)
+    scores = StoredScores(probabilities, positions, positions, torch.zeros(3).bool())
     starts = torch.tensor(STARTS, dtype=torch.int32)
     return RoundState(starts, ROWS, LENGTH, LAYERS, 2, 6, mapping=MAPPING, scores=scores)
 
@@ -57,10 +58,11 @@ def test_known_tokens_are_mixed_and_newer_ones_are_the_drafts():
             for head in range(2):
                 row = draft[request, 1, layer, head].tolist()
                 mass = sum(row[:position])
+                target = state.scores.probabilities[request, layer, head].float()
                 for token, said in enumerate(row):
                     expected = said
                     if token < position:
-                        seen = float(state.scores.probabilities[request, layer, head, token])
+                        seen = float(target[token] / target.sum())
                         expected = (1 - w) * said + w * mass * seen
                     assert float(found[request, 1, layer, head, token]) == pytest.approx(expected, abs=1e-6)
 

@@ -88,7 +88,7 @@ class _Decoding:
 
     def __init__(self, setting: Setting, starts: Starts, method: Method, every: int | str) -> None:
         pair, target = setting.pair, setting.target.runner
-        drafts = Need.DRAFT in method.needs
+        drafts = Need.DRAFT in method.needs or method.draft_p < 1
         draft = setting.draft if drafts else None
         self.plan = Plan(setting.gamma if drafts else 0, sparse=True)
         footprint = Footprint.of(draft.runner.model) if draft else None

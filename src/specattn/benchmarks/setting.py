@@ -280,7 +280,8 @@ class Steady:
         """Mixture and nucleus, of the scores that the draft's last steps left behind."""
         round = self.round
         assert round.selector is not None and round.scores is not None
-        return round.selector.select(round.scores, self.inputs().lengths, round.gamma + 1)
+        inputs, text = self.inputs(), round.target.runner.cache.text
+        return round.selector.select(round.scores, inputs.lengths, round.gamma + 1, text, inputs.slots)
 
     def inputs(self) -> RoundInputs:
         """What the round begins with."""

@@ -67,7 +67,9 @@ class SelfRound(AheadRound):
 
     def begin(self) -> Tensor:
         """Before the first round of a cycle."""
-        self.lists.begin(self.slots)
+        cache, inputs = self.target.runner.cache, self.requests.inputs(self.slots, self.sampling)
+        cache.note(self.slots, inputs.lengths[:, None], inputs.recent[:, 1:])
+        self.lists.begin(self.slots, cache.text)
         return self.slots
 
     def _select(self, inputs: RoundInputs, rows: int) -> Selection:
@@ -130,7 +132,7 @@ class DensePass:
         """Logits ``[batch, rows, vocab]`` of ``tokens`` at ``positions`` ``[batch, rows]``."""
         runner, slots, ends = self.target.runner, inputs.slots, inputs.lengths
         cache, attention = runner.cache, self.target.decoder.operations.dense_attention
-        runner.meter.add_round(slots, ends, runner.geometry.layers, None)
+        runner.meter.add_round(slots, ends, runner.geometry.layers)
         ends = ends.int()
         schedule = self.target.schedule_all(ends, self.workspace)
 

@@ -1,6 +1,6 @@
 """A transformers decoder, transformed once for decoding: merged products, fused operations between them.
 
-The modules as they come launch some thirty kernels a layer; this is nine, or six for few rows. Weights are shared, not
+The modules as they come launch some thirty kernels a layer; this is nine, or five for few rows. Weights are shared, not
 copied: the merged tensors take the place of their parts in the modules, which go on working.
 """
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from specattn.fast.layer import merged
 from specattn.fast.operations import Operations, operations_for
-from specattn.fast.stream import FusedStream, SeparateStream, Stream
+from specattn.fast.stream import FusedStream, NewTokens, SeparateStream, Stream
 from specattn.kernels.device import LEAST_CAPABILITY
-from specattn.kernels.product_tiling import ProductWorkspace
+from specattn.kernels.product_tiling import MOST_ROWS, ProductWorkspace
 from specattn.kernels.quantised_keys import QuantisedKeys
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -31,11 +31,11 @@ STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 LEAST_CHANNELS, MOST_CHANNELS = 32, 256
 """What the kernels take: whole tiles of a head."""
 
-SMALL_LAYER = 64 << 20
-"""Bytes of a layer's weights up to which launches are more of its time than reading them."""
+FUSED_LAYER = 96 << 20
+"""Bytes of a layer's weights up to which fused products are faster, launches being much of the time.
 
-FEW_ROWS, MIDDLE_LAYER = 16, 96 << 20
-"""For so few rows fused products are faster up to layers of this size: the 93 MB of Qwen2.5-1.5B take 42 us for 48."""
+The 93 MB of Qwen2.5-1.5B take 39 us for 44 at 16 rows, and 41 for 47 at 48.
+"""
 
 AttendLayer = Callable[[int, Tensor], Tensor]
 """Attention of one layer: queries ``[batch, rows, query_heads, head_dim]`` to outputs of that shape."""
@@ -129,28 +129,19 @@ class FastDecoder:
             attend: called in each layer after its keys and values are in the pool.
             copies: quantised keys of each layer that follow the pool, if there are any.
         """
-        shape, positions, rows = tokens.shape, positions.flatten(), rows.flatten()
-        stream = self._stream(embedding(tokens.flatten(), self.embedding))
+        shape = tokens.shape
+        new = NewTokens(self.cosine, self.sine, positions.flatten(), rows.flatten())
+        stream = self._stream(self.embedding[tokens.flatten()])
         for number, layer in enumerate(self.layers):
-            query = self.operations.rope_append(
-                stream.qkv(layer),
-                self.cosine,
-                self.sine,
-                positions,
-                rows,
-                keys[number],
-                values[number],
-                layer.head_norms,
-                None if copies is None else copies[number],
-            )
+            copy = None if copies is None else copies[number]
+            query = stream.query(layer, new, keys[number], values[number], copy)
             attended = attend(number, query.view(*shape, -1, self.head_dim))
             stream.absorb(attended.reshape(shape.numel(), -1), layer)
         return stream.normed(self.norm).view(*shape, -1)
 
     def _stream(self, rows: Tensor) -> Stream:
         """What ``rows`` ``[rows, hidden]`` are before the first layer."""
-        largest = MIDDLE_LAYER if len(rows) <= FEW_ROWS else SMALL_LAYER
-        if len(rows) <= self.operations.fused_rows and self.layers[0].product_bytes <= largest:
+        if len(rows) <= MOST_ROWS and self.layers[0].product_bytes <= FUSED_LAYER:
             return FusedStream(rows, self.operations, self.eps, self.layers[0], self.workspace)
         return SeparateStream(rows, self.operations, self.eps)
 

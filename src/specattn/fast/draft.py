@@ -10,7 +10,7 @@ from torch import Tensor
 from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
-from specattn.fast.step import Step
+from specattn.fast.step import Step, seen_by_steps
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import ScoreExport, export_places
 from specattn.kernels.split_kv import SplitWorkspace
@@ -86,8 +86,7 @@ class DraftSteps(Step):
     def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
         """Account for what a round of ``steps`` reads."""
         runner = self.model.runner
-        for row in range(steps):
-            runner.meter.add_round(slots, lengths + 1 + row, runner.geometry.layers, None)
+        runner.meter.add_round(slots, seen_by_steps(lengths, steps), runner.geometry.layers)
 
     def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
         cache = self.model.runner.cache

@@ -80,4 +80,5 @@ class FastModel:
 
 def steps(starts: Tensor, rows: int) -> Tensor:
     """Positions ``[batch, rows]`` from ``starts`` ``[batch]`` on."""
+    # Contiguous whatever column of a table ``starts`` is.
     return starts[:, None] + torch.arange(rows, device=starts.device)

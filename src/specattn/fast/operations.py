@@ -11,7 +11,6 @@ from torch import Tensor
 
 from specattn.errors import UsageError
 from specattn.kernels.normed_rows import NormedRows
-from specattn.kernels.product_tiling import MOST_ROWS
 from specattn.selection.base import Selection
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ class Operations:
         scores: the dtype in which the draft's logits are kept.
         probabilities: the dtype of attention that lists are made from.
         captured: whether a CUDA graph can hold them: none asks the host for anything.
-        fused_rows: rows up to which products are fused with what stands between them.
     """
 
     add_norm: Callable[..., tuple[Tensor, Tensor]]
@@ -37,9 +35,11 @@ class Operations:
     gated: Callable[[Tensor], Tensor]
     norm_linear: Callable[..., Tensor]
     norm_gated_linear: Callable[..., Tensor]
+    norm_rope_linear: Callable[..., Tensor]
     linear_add: Callable[..., tuple[Tensor, NormedRows]]
     export_attention: Callable[..., Tensor]
     head_mixture: Callable[..., Tensor]
+    echoes: Callable[..., Tensor]
     nucleus_lists: Callable[..., Selection]
     tail_lists: Callable[..., Selection]
     rate_lists: Callable[..., Selection]
@@ -51,7 +51,6 @@ class Operations:
     scores: torch.dtype
     probabilities: torch.dtype
     captured: bool = True
-    fused_rows: int = MOST_ROWS
 
 
 def operations_for(device: torch.device, attention: str = "triton") -> Operations:
@@ -93,11 +92,13 @@ def with_flashinfer(operations: Operations, device: torch.device) -> Operations:
 def kernels() -> Operations:
     """The Triton kernels."""
     from specattn.kernels.add_norm_triton import add_norm
+    from specattn.kernels.echoes_triton import echoes
     from specattn.kernels.export_attention import export_attention
     from specattn.kernels.gated_triton import gated
     from specattn.kernels.head_mixture import head_mixture
     from specattn.kernels.linear_add_triton import linear_add
     from specattn.kernels.norm_linear_triton import norm_gated_linear, norm_linear
+    from specattn.kernels.norm_rope_linear_triton import norm_rope_linear
     from specattn.kernels.nucleus_lists import nucleus_lists
     from specattn.kernels.paged_attention import dense_paged_attention, sparse_paged_attention
     from specattn.kernels.quantised_round_scores import quantised_round_scores
@@ -113,9 +114,11 @@ def kernels() -> Operations:
         gated,
         norm_linear,
         norm_gated_linear,
+        norm_rope_linear,
         linear_add,
         export_attention,
         head_mixture,
+        echoes,
         nucleus_lists,
         tail_lists,
         rate_lists,
@@ -132,11 +135,12 @@ def kernels() -> Operations:
 def references() -> Operations:
     """Their PyTorch references."""
     from specattn.kernels.add_norm import add_norm
+    from specattn.kernels.echoes import echoes_reference
     from specattn.kernels.export_attention import export_attention_reference
     from specattn.kernels.gated import gated
     from specattn.kernels.head_mixture import head_mixture_reference
     from specattn.kernels.linear_add import linear_add
-    from specattn.kernels.norm_linear import norm_gated_linear, norm_linear
+    from specattn.kernels.norm_linear import norm_gated_linear, norm_linear, norm_rope_linear
     from specattn.kernels.nucleus_lists_reference import nucleus_lists_reference
     from specattn.kernels.paged_reference import (
         dense_paged_attention_reference,
@@ -155,9 +159,11 @@ def references() -> Operations:
         gated,
         norm_linear,
         norm_gated_linear,
+        norm_rope_linear,
         linear_add,
         export_attention_reference,
         head_mixture_reference,
+        echoes_reference,
         nucleus_lists_reference,
         tail_lists_reference,
         rate_lists_reference,

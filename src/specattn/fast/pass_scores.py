@@ -8,14 +8,14 @@ from torch import Tensor
 from specattn.fast.model import FastModel
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.round_scores import LARGEST_BLOCK
-from specattn.target_scores import TargetScores
+from specattn.target_scores import LAST_ROWS, TargetScores
 
 
 class PassScores:
     """Scores of the tokens before a dense pass: those of :mod:`specattn.target_scores`, for all requests at once.
 
     Attention itself keeps its sums only. When the pass is over, one more pass over the keys scores the tokens for the
-    last rows that stand, as many as a tile of the kernel holds.
+    last rows that stand, if a tile of the kernel holds as many.
 
     Args:
         scores: where they go.
@@ -25,7 +25,7 @@ class PassScores:
     def __init__(self, target: FastModel, scores: TargetScores, batch: int) -> None:
         self.target, self.scores = target, scores
         geometry, device = target.runner.geometry, target.runner.device
-        self._most = LARGEST_BLOCK // (1 << (geometry.group - 1).bit_length())
+        self._most = min(LAST_ROWS, LARGEST_BLOCK // (1 << (geometry.group - 1).bit_length()))
         self._request = torch.arange(batch, device=device)[:, None]
         # No head is exported; the kernel wants a place for them all the same.
         shape = (geometry.layers, geometry.query_heads)
@@ -54,34 +54,20 @@ class PassScores:
         chosen = (self._request, place.clamp(min=0))
         # The kernel's rows see one token more each. All see the context, and nobody looks at what is behind it.
         seen = PagedBatch(cache.block_table, slots, (starts + rows - 1).int(), cache.page_size)
-        pass_rows, visible = cache.rows(slots, positions), _visible(starts, positions)
-        queries, sums = [], []
-        for layer, (query, lse) in enumerate(zip(self._queries, self._lse, strict=True)):
-            within = self._logits(query, cache.keys[layer][pass_rows]) - lse[..., None]
-            mass = within.exp().masked_fill(~visible, 0).sum(-1).clamp(max=1 - 1e-6)
-            context = lse + (1 - mass).log()
-            queries.append(query[chosen])
-            sums.append(context[chosen].masked_fill((place < 0)[..., None], float("inf")))
+        queries = torch.stack(self._queries)[:, *chosen]
+        # It divides by all its rows, also by those that a request lacks.
+        share = (standing.clamp(max=rows) / rows).log()[:, None, None]
+        sums = torch.stack(self._lse)[:, *chosen] + share
+        sums = sums.masked_fill((place < 0)[..., None], float("inf"))
         self.target.decoder.operations.round_scores(
-            torch.stack(queries).movedim(2, 0),
+            queries.movedim(2, 0),
             cache.key_pool,
             seen,
-            torch.stack(sums).movedim(2, 0),
+            sums.movedim(2, 0),
             self._places,
             self.target.scaling,
             heads_out=self._exported,
             own_out=own.flatten(1, 2),
         )
         self.scores.positions[slots] = starts.int()
-
-    def _logits(self, query: Tensor, keys: Tensor) -> Tensor:
-        """float32 ``[batch, rows, query_heads, rows]`` of ``query`` and the pass's own ``keys``."""
-        grouped = query.float().unflatten(2, (keys.shape[2], -1))
-        return torch.einsum("brkgd,bskd->brkgs", grouped, keys.float()).flatten(2, 3) * self.target.scaling
-
-
-def _visible(starts: Tensor, positions: Tensor) -> Tensor:
-    """Bool ``[batch, rows, 1, rows]``: the rows of the pass that a row sees, each place once."""
-    places = starts[:, None] + torch.arange(positions.shape[1], device=starts.device)
-    once = places == positions
-    return (once[:, None] & (places[:, None] <= positions[..., None]))[:, :, None]
+        self.scores.ends[slots] = (starts + standing).int()

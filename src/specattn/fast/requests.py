@@ -75,7 +75,12 @@ class Requests:
             getattr(self.sampling, name)[slots] = getattr(batch.sampling, name)
 
     def inputs(self, slots: Tensor, asked: SamplingState) -> RoundInputs:
-        """What a round of ``slots`` ``[batch]`` begins with; ``asked`` has what its sampling tells the host."""
+        """What a round of ``slots`` ``[batch]`` begins with; ``asked`` has what its sampling tells the host.
+
+        Where nothing is drawn nobody looks at the parameters, which are left as ``asked`` has them.
+        """
+        if not asked.sampled:
+            return RoundInputs(slots, self.table[slots], asked)
         parameters = {name: getattr(self.sampling, name)[slots] for name in _parameters(self.sampling)}
         return RoundInputs(slots, self.table[slots], replace(asked, **parameters))
 

@@ -66,19 +66,22 @@ class FastRound:
         self.scores: Scores | None = None
         self.selector: Selector | None = None
         self.drafting: DraftSteps | SparseDraftSteps | None = None
-        exported = None
-        if isinstance(method, SpecAttn) and draft is not None and gamma:
-            assert mapping is not None
+        exported, heads = None, None
+        selects = isinstance(method, SpecAttn) and draft is not None and gamma
+        if selects:
+            assert isinstance(method, SpecAttn) and mapping is not None
             heads = method.draft_heads(mapping)
             self.selector = Selector.allocate(
                 method, mapping, self.operations, target.runner.geometry, batch, length
             )
-            if method.draft_p < 1:
-                assert memory is not None
-                sparse = SparseDraftSteps(draft, memory, heads, p=method.draft_p, batch=batch, rows=rows)
-                self.drafting, self.scores = sparse, sparse.scores
-            else:
-                self.scores = exported = ExportedScores.allocate(draft, heads, batch, rows, length)
+        if draft is not None and gamma and method.draft_p < 1:
+            assert memory is not None
+            used = heads if selects else torch.zeros(0, dtype=torch.int64)
+            sparse = SparseDraftSteps(draft, memory, used, p=method.draft_p, batch=batch, rows=rows)
+            self.drafting, self.scores = sparse, sparse.scores
+        elif selects:
+            assert draft is not None
+            self.scores = exported = ExportedScores.allocate(draft, heads, batch, rows, length)
         if self.drafting is None and draft is not None:
             self.drafting = DraftSteps(draft, batch, length, exported)
 
@@ -125,7 +128,7 @@ class FastRound:
         for row in range(max(self.gamma, 1)):
             logits = self.drafting.logits(fed, inputs.slots, starts, row)
             fed, probs = self._choose(inputs, logits, Stream.DRAFT, row)
-            starts = inputs.lengths + row + 1
+            starts = inputs.lengths + (row + 1)
             tokens.append(fed)
             probabilities.append(probs)
         if self.draft_rows > len(tokens):
@@ -145,10 +148,11 @@ class FastRound:
     def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
+        self.target.runner.cache.note(slots, steps(lengths, rows), tokens)
         selection = self._select(inputs, rows)
-        self._count(inputs, selection, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
         ends = (lengths + rows).int()
+        self._count(inputs, selection, ends)
         dense, sparse = self._schedules(selection, ends)
 
         def attend(layer: int, query: Tensor) -> Tensor:
@@ -169,7 +173,8 @@ class FastRound:
         """The lists ``[batch, layers, kv_heads, ...]`` of the target's pass, if it is to have any."""
         if self.selector is None or self.scores is None:
             return None
-        return self.selector.select(self.scores, inputs.lengths, rows)
+        text = self.target.runner.cache.text
+        return self.selector.select(self.scores, inputs.lengths, rows, text, inputs.slots)
 
     def _schedules(
         self, selection: Selection | None, ends: Tensor
@@ -183,11 +188,12 @@ class FastRound:
             sparse = self.operations.schedule(selection.counts, self.workspace, listed=True)
         return dense, sparse
 
-    def _count(self, inputs: RoundInputs, selection: Selection | None, rows: int) -> None:
+    def _count(self, inputs: RoundInputs, selection: Selection | None, ends: Tensor) -> None:
         """Account for what the round reads, all layers at once."""
-        slots, lengths, target = inputs.slots, inputs.lengths, self.target.runner
+        slots, target = inputs.slots, self.target.runner
         layers = target.geometry.layers
         dense = layers if selection is None else sum(map(self.method.is_dense, range(layers)))
-        target.meter.add_round(slots, lengths + rows, dense, selection)
+        listed = None if selection is None else selection.counts[:, dense:].sum((1, 2), dtype=torch.int32)
+        target.meter.add_round(slots, ends, dense, listed)
         if self.drafting is not None:
-            self.drafting.count(slots, lengths, self.draft_rows)
+            self.drafting.count(slots, inputs.lengths, self.draft_rows)

@@ -34,6 +34,8 @@ def unsupported(method: Method, *, lossless: bool = False) -> str | None:
             return f"{method.name} has a fast path for {option}={value} only"
     if method.eps:
         return f"{method.name} has a fast path for eps=0 only"
+    if method.echo and (method.rate or method.tail):
+        return f"{method.name} has a fast path for echo=0 only, with a rate or a tail"
     if method.rate and method.dense_below:
         return f"{method.name} has a fast path for dense_below=0 only, with a rate"
     return None
@@ -90,15 +92,23 @@ class Selector:
             ),
         )
 
-    def select(self, scores: Scores, lengths: Tensor, rows: int) -> Selection:
-        """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens."""
+    def select(self, scores: Scores, lengths: Tensor, rows: int, text: Tensor, slots: Tensor) -> Selection:
+        """The lists ``[batch, layers, kv_heads, length]`` of a round of ``rows`` rows behind ``lengths`` tokens.
+
+        Args:
+            text: int32 ``[slots, length]``, those of the round's rows among them.
+            slots: ``[batch]``, whose round it is.
+        """
         ends = (lengths + rows).int()
         # Without a step on the last proposal the draft has seen the last but one.
         seen = ends if self.method.every_row else ends - 1
         scores.mix(self.operations, self.weights, seen, self.mapped)
         if self.method.dense_below:
             self._keep_short_ones_whole(ends, seen)
-        self._list(lengths, ends, self.method.window + rows)
+        echoes = None
+        if self.method.echo:
+            echoes = self.operations.echoes(text, slots, lengths, rows, self.method.echo)
+        self._list(lengths, ends, self.method.window + rows, echoes)
         shape, weights = (self.geometry.layers, self.geometry.kv_heads), self.lists.log_weights
         return Selection(
             self.lists.indices.unflatten(1, shape),
@@ -116,13 +126,13 @@ class Selector:
         short = (ends < self.method.dense_below)[:, None] & (position < seen[:, None])
         self.mapped.masked_fill_(short[:, None], float("inf"))
 
-    def _list(self, lengths: Tensor, ends: Tensor, recent: int) -> None:
+    def _list(self, lengths: Tensor, ends: Tensor, recent: int, echoes: Tensor | None) -> None:
         """Write ``lists``: what ``mapped`` says of the first ``ends`` tokens, the ``recent`` ones among them."""
         method, operations = self.method, self.operations
         room = {"capacity": self.lists.indices.shape[-1], "out": self.lists}
         options = {"sink": method.sink, "recent": recent, **room}
         if not (method.rate or method.tail):
-            operations.nucleus_lists(self.mapped, method.p, ends, **options)
+            operations.nucleus_lists(self.mapped, method.p, ends, also=echoes, fill=False, **options)
             return
         drawn = (self._shifts(lengths), method.a)
         options |= {"power": method.power}

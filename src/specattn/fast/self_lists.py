@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from specattn.fast.operations import Operations
+from specattn.kernels.echoes import following
 from specattn.selection.base import Selection
-from specattn.selection.self import Self
+from specattn.selection.self import FOLLOWED, Self
 from specattn.target_scores import TargetScores
 
 
@@ -33,8 +34,15 @@ class SelfLists:
             torch.zeros(batch, layers * heads, dtype=torch.int32, device=device),
         )
 
-    def begin(self, slots: Tensor) -> None:
-        """Find what was attended to, for all rounds up to the next dense pass."""
+    def begin(self, slots: Tensor, text: Tensor) -> None:
+        """Find what was attended to, for all rounds up to the next dense pass.
+
+        ``text`` is int32 ``[slots, length]``, what will be fed next among it.
+        """
+        echoes = None
+        if self.method.echo:
+            found = self.operations.echoes(text, slots, self.scores.ends[slots], 1, self.method.echo)
+            echoes = following(found, FOLLOWED)
         self.operations.nucleus_lists(
             self.scores.probabilities.flatten(1, 2),
             self.method.p,
@@ -44,6 +52,8 @@ class SelfLists:
             recent=self.method.window,
             out=self._lists,
             entries=slots,
+            also=echoes,
+            fill=False,
         )
 
     def select(self, slots: Tensor, ends: Tensor) -> Selection:

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from specattn.fast.decoder import AttendLayer
 from specattn.fast.model import FastModel
 from specattn.fast.operations import Operations
-from specattn.fast.step import Step
+from specattn.fast.step import Step, seen_by_steps
 from specattn.fast.turns import TURNS, Turns, following
 from specattn.kernels.paged import PagedBatch
 from specattn.kernels.score_export import export_places
@@ -97,6 +97,7 @@ class MeanScores:
 
     def __init__(self, heads: Tensor) -> None:
         self.heads = heads
+        self._weights: Tensor | None = None
 
     @classmethod
     def allocate(cls, batch: int, heads: int, length: int, like: Tensor) -> MeanScores:
@@ -105,8 +106,10 @@ class MeanScores:
 
     def mix(self, operations: Operations, weights: Tensor, seen: Tensor, out: Tensor) -> None:
         """See :meth:`specattn.fast.draft.ExportedScores.mix`."""
-        missing = self.heads.shape[1] - weights.shape[1]
-        torch.matmul(pad(weights.to(self.heads.dtype), (0, missing)), self.heads, out=out)
+        if self._weights is None:  # the same in each round
+            missing = self.heads.shape[1] - weights.shape[1]
+            self._weights = pad(weights.to(self.heads.dtype), (0, missing))
+        torch.matmul(self._weights, self.heads, out=out)
 
 
 class SparseDraftSteps(Step):
@@ -114,7 +117,7 @@ class SparseDraftSteps(Step):
 
     Args:
         memory: of all rounds of these models.
-        heads: numbers ``layer * query_heads + head`` of those that the mapping uses, all if ``None``.
+        heads: numbers ``layer * query_heads + head`` of those that the mapping uses; all if ``None``, none if empty.
         p: share of its attention that a list holds.
         batch: requests, padding included.
         rows: steps of a round.
@@ -146,12 +149,16 @@ class SparseDraftSteps(Step):
             torch.zeros(lists, dtype=torch.int32, device=device),
         )
         self._schedule: Schedule | None = None
-        self._queries: list[Tensor] = []
-        self._lse: list[Tensor] = []
+        self._attended: list[Tensor] = []
+        # Of each step's last row; the first step has two.
+        steps = (rows, geometry.layers, batch, geometry.query_heads)
+        self._queries = torch.zeros(*steps, geometry.head_dim, dtype=geometry.dtype, device=device)
+        self._lse = torch.zeros(steps, device=device)
+        self._first_lse = torch.zeros(*steps[1:3], 2, steps[3], device=device)
 
     def begin(self, slots: Tensor, lengths: Tensor) -> None:
         """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
-        self._queries, self._lse = [], []
+        self._attended = []
         self.operations.nucleus_lists(
             self.memory.scores,
             self.p,
@@ -161,6 +168,7 @@ class SparseDraftSteps(Step):
             recent=newest(self.rows, self._turns.count),
             out=self._lists,
             entries=slots,
+            fill=False,
         )
         # For the lists of the last step: those of the others are shorter.
         self._schedule = self.operations.schedule(
@@ -173,7 +181,7 @@ class SparseDraftSteps(Step):
         lists = self._of_layers(without=self.rows - 1 - row)
 
         def attend(layer: int, query: Tensor) -> Tensor:
-            lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+            lse = self._lse[row, layer, :, None] if row else self._first_lse[layer]
             out = self.operations.sparse_attention(
                 query,
                 cache.keys[layer],
@@ -188,8 +196,7 @@ class SparseDraftSteps(Step):
                 workspace=self.workspace,
                 schedule=self._schedule and self._schedule.of_layer(layer),
             )
-            self._queries.append(query[:, -1])
-            self._lse.append(lse[:, -1])
+            self._attended.append(query[:, -1])
             return out
 
         return attend
@@ -202,15 +209,18 @@ class SparseDraftSteps(Step):
         runner, operations, copy = self.model.runner, self.operations, self.model.quantised_keys
         layers, cache = runner.geometry.layers, runner.cache
         seen = PagedBatch(cache.block_table, slots, (lengths + self.rows).int(), cache.page_size)
-        queries = torch.stack(self._queries).unflatten(0, (self.rows, layers))
-        sums = torch.stack(self._lse).unflatten(0, (self.rows, layers))
+        # Apart: the first step's rows do not lie side by side, which would make all of them slow to copy.
+        torch.stack(self._attended[:layers], out=self._queries[0])
+        if self.rows > 1:
+            torch.stack(self._attended[layers:], out=self._queries[1:].flatten(0, 1))
+        self._lse[0] = self._first_lse[:, :, -1]
         self._due = self._take_turns(slots)
         score = operations.round_scores if copy is None else operations.quantised_round_scores
         score(
-            queries,
+            self._queries,
             cache.key_pool if copy is None else copy.whole,
             seen,
-            sums,
+            self._lse,
             self._places,
             self.model.scaling,
             heads_out=self.scores.heads,
@@ -229,12 +239,15 @@ class SparseDraftSteps(Step):
     def count(self, slots: Tensor, lengths: Tensor, steps: int) -> None:
         """Account for what a round of ``steps`` reads: its lists in each step, and once the keys that were scored."""
         meter, copy = self.model.runner.meter, self.model.quantised_keys
-        for row in range(steps):
-            meter.add_round(slots, lengths + 1 + row, 0, self._of_layers(without=steps - 1 - row))
+        # All steps but the last read shorter lists: by one entry, by two, ...
+        entries, lists = self._lists.counts.sum(1, dtype=torch.int32), self._lists.counts.shape[1]
+        listed = entries * steps - lists * (steps * (steps - 1) // 2)
+        meter.add_round(slots, seen_by_steps(lengths, steps), 0, listed)
         heads = None if self._due is None else self._due.sum(1)
         meter.add_keys(slots, lengths + steps, None if copy is None else copy.entry_bytes, heads)
 
     def _of_layers(self, without: int) -> Selection:
         """The lists ``[batch, layers, kv_heads, length]`` but for their last entries."""
-        shape, counts = (self.model.runner.geometry.layers, -1), self._lists.counts - without
+        shape, counts = (self.model.runner.geometry.layers, -1), self._lists.counts
+        counts = counts - without if without else counts
         return Selection(self._lists.indices.unflatten(1, shape), counts.unflatten(1, shape))

@@ -22,7 +22,6 @@ from specattn.landed import Landed
 from specattn.plan import draft_steps
 from specattn.sampling import SamplingState
 from specattn.selection.base import Method
-from specattn.selection.specattn import SpecAttn
 from specattn.speculation import Batch, Outcome, Speculator
 
 Landing = PinnedLanding | HostLanding
@@ -181,7 +180,7 @@ class FastSpeculator(Speculator):
                 self._shared.attended.forget(slots)
 
     def _drafts_sparsely(self, gamma: int) -> bool:
-        return bool(gamma) and isinstance(self.method, SpecAttn) and self.method.draft_p < 1
+        return bool(gamma) and self.draft is not None and self.method.draft_p < 1
 
     def _ready(self, requests: int, gamma: int, sampling: SamplingState) -> Ready:
         padded, *_ = key = shape_of(requests, gamma, sampling)

@@ -32,3 +32,8 @@ class Step(ABC):
     @abstractmethod
     def _attend(self, slots: Tensor, positions: Tensor, row: int) -> AttendLayer:
         """Attention of the step number ``row`` of a round."""
+
+
+def seen_by_steps(lengths: Tensor, steps: int) -> Tensor:
+    """Tokens ``[batch]`` that the steps of a round behind ``lengths`` see, the first one more than these: their sum."""
+    return lengths * steps + steps * (steps + 1) // 2

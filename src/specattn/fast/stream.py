@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -11,13 +13,34 @@ from specattn.fast.layer import FastLayer
 from specattn.fast.operations import Operations
 from specattn.kernels.normed_rows import NormedRows
 from specattn.kernels.product_tiling import ProductWorkspace
+from specattn.kernels.quantised_keys import QuantisedKeys
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """Where the tokens of a pass stand, and where their keys and values go; see :mod:`specattn.kernels.rope_append`.
+
+    Attributes:
+        cosine, sine: float32 ``[positions, head_dim]`` tables.
+        positions, rows: int64 ``[tokens]``; the latter of the pool.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    positions: Tensor
+    rows: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.cosine, self.sine, self.positions, self.rows))
 
 
 class Stream(Protocol):
-    """Rows on their way through the layers; of each layer :meth:`qkv` comes first, then :meth:`absorb`."""
+    """Rows on their way through the layers; of each layer :meth:`query` comes first, then :meth:`absorb`."""
 
-    def qkv(self, layer: FastLayer) -> Tensor:
-        """Queries, keys and values of the layer, ``[rows, heads * head_dim]``."""
+    def query(
+        self, layer: FastLayer, new: NewTokens, keys: Tensor, values: Tensor, copy: QuantisedKeys | None
+    ) -> Tensor:
+        """The layer's queries ``[rows, query_heads, head_dim]``; its keys and values go to the pool and the copy."""
         ...
 
     def absorb(self, attended: Tensor, layer: FastLayer) -> None:
@@ -38,8 +61,11 @@ class SeparateStream:
         self._change = rows
         self._total: Tensor | None = None
 
-    def qkv(self, layer: FastLayer) -> Tensor:
-        return linear(self._add_norm(layer.input_norm), layer.qkv, layer.qkv_bias)
+    def query(
+        self, layer: FastLayer, new: NewTokens, keys: Tensor, values: Tensor, copy: QuantisedKeys | None
+    ) -> Tensor:
+        qkv = linear(self._add_norm(layer.input_norm), layer.qkv, layer.qkv_bias)
+        return self._operations.rope_append(qkv, *new, keys, values, layer.head_norms, copy)
 
     def absorb(self, attended: Tensor, layer: FastLayer) -> None:
         self._change = linear(attended, layer.out, layer.out_bias)
@@ -55,7 +81,7 @@ class SeparateStream:
 
 
 class FusedStream:
-    """Products of few rows, whose kernels do what stands between them: four launches a layer.
+    """Products of few rows, whose kernels do what stands between them: four launches a layer, and attention.
 
     Args:
         workspace: of all streams on the device, of which one runs at a time.
@@ -70,8 +96,15 @@ class FusedStream:
         normed, self._total = operations.add_norm(rows, None, first.input_norm, eps)
         self._normed = NormedRows(normed)
 
-    def qkv(self, layer: FastLayer) -> Tensor:
-        return self._operations.norm_linear(self._normed, layer.qkv, layer.qkv_bias)
+    def query(
+        self, layer: FastLayer, new: NewTokens, keys: Tensor, values: Tensor, copy: QuantisedKeys | None
+    ) -> Tensor:
+        operations, product = self._operations, (self._normed, layer.qkv, layer.qkv_bias)
+        if layer.head_norms is None and copy is None:
+            return operations.norm_rope_linear(*product, *new, keys, values)
+        # What follows needs whole heads, and no program has one.
+        qkv = operations.norm_linear(*product)
+        return operations.rope_append(qkv, *new, keys, values, layer.head_norms, copy)
 
     def absorb(self, attended: Tensor, layer: FastLayer) -> None:
         self._add(attended, layer.out, layer.out_bias, layer.post_norm)

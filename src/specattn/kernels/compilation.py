@@ -40,6 +40,7 @@ class Variant(NamedTuple):
         aligned: parameters that are multiples of 16 (bytes, if pointers).
         registers: the most that a thread may have, if the launcher limits them.
         stack: bytes that a thread may spill.
+        least: the compute capability from which on it is compiled.
     """
 
     kernel: Any
@@ -50,6 +51,7 @@ class Variant(NamedTuple):
     aligned: tuple[str, ...] = ()
     registers: int | None = None
     stack: int = 0
+    least: int = 80
 
 
 class Usage(NamedTuple):
@@ -109,7 +111,7 @@ def main(architectures: list[int]) -> int:
     print(row.format("kernel", "sm", "warps", "registers", "stack", "shared", "constants"))
     failed = False
     for variant in variants():
-        for architecture in architectures:
+        for architecture in (one for one in architectures if one >= variant.least):
             found = usage(compile_variant(variant, architecture))
             constants = " ".join(f"{name}={_short(value)}" for name, value in variant.constants.items())
             figures = [found.registers, found.stack, found.shared]

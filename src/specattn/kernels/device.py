@@ -33,3 +33,9 @@ def has_kernels(device: torch.device) -> bool:
         and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
         and importlib.util.find_spec("triton") is not None
     )
+
+
+@cache
+def starts_early(device: torch.device) -> bool:
+    """Whether launches on ``device`` can overlap: programmatic dependent launches came with Hopper."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

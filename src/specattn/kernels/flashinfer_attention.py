@@ -113,14 +113,14 @@ class FlashInferAttention:
         """
         if selection.log_weights is not None:
             raise UsageError("attention=flashinfer adds no log-weights to logits; use attention=triton")
-        kv_heads = keys.shape[1]
-        pages = token_pages(block_table, slots, selection.indices, page_size) * kv_heads
+        kv_heads, indices = keys.shape[1], selection.padded().indices
+        pages = token_pages(block_table, slots, indices, page_size) * kv_heads
         pages += torch.arange(kv_heads, device=pages.device)[:, None]
         by_list = (
             query.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(0, 1)
         )  # [lists, rows, group, head_dim]
         counts = selection.counts.flatten().cpu().int()
-        chosen = pages[selection.indices >= 0].int()
+        chosen = pages[indices >= 0].int()
         launch = plan(self._workspace, by_list, 1, chosen, counts, torch.ones_like(counts), 1, scaling)
         result = launch(by_list.flatten(0, 1), keys, values).view(by_list.shape)
         result = result.unflatten(0, (-1, kv_heads)).transpose(1, 2).flatten(2, 3)

@@ -12,15 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specattn.kernels.default_tilings import split_tiling
+from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import (
-    ProductTiling,
-    ProductWorkspace,
-    check_contiguous,
-    split_tiling,
-    tile_rows,
+from specattn.kernels.product_tiling import ProductTiling, ProductWorkspace, check_contiguous, tile_rows
+from specattn.kernels.weight_tiles_triton import (
+    multiply,
+    multiply_described,
+    operands,
 )
-from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
 
 
 def linear_add(
@@ -41,7 +41,7 @@ def linear_add(
     rows, channels = x.shape
     outputs = len(weight)
     check_contiguous(x, weight, bias, stream, gain)
-    tiling = tiling or split_tiling(outputs, channels, x.device, itemsize=x.element_size())
+    tiling = tiling or split_tiling(rows, outputs, channels, x.device, itemsize=x.element_size())
     block_m, tiles = tile_rows(rows), triton.cdiv(outputs, tiling.columns)
     parts, steps = tiling.cut(channels)
     out, scaled = torch.empty_like(stream), torch.empty_like(stream)
@@ -52,12 +52,13 @@ def linear_add(
         workspace.check(tiles, parts, block_m * tiling.columns)
         partials, arrivals = workspace.parts, workspace.arrivals
     linear_add_kernel[(tiles, parts)](
-        x, weight, bias, stream, gain, out, scaled, squares, partials, arrivals,
+        *operands(x, weight, block_m, [tiling.columns], tiling),
+        bias, stream, gain, out, scaled, squares, partials, arrivals,
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
         BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        EARLY=tiling.early,
+        DESCRIBED=tiling.described, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
@@ -65,8 +66,8 @@ def linear_add(
 
 @triton.jit(do_not_specialize=["rows", "steps"])
 def linear_add_kernel(
-    x,  # [rows, channels]
-    weight,  # [outputs, channels]
+    x,  # [rows, channels]; a descriptor of that if DESCRIBED
+    weight,  # [outputs, channels], likewise
     bias,  # [outputs] or None
     stream,  # [rows, outputs]
     gain,  # [outputs]
@@ -86,6 +87,7 @@ def linear_add_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -97,15 +99,23 @@ def linear_add_kernel(
     last = tl.minimum(first + steps * BLOCK_K, channels)
     if EARLY:
         wait_for_launch_before()
-    acc = multiply(
-        x, weight, output, output < outputs, first, last, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    if DESCRIBED:
+        acc = multiply_described(
+            x, weight, 0, tile * BLOCK_N, first, last, False, BLOCK_M, BLOCK_N, BLOCK_K
+        )  # fmt: skip
+    else:
+        acc = multiply(
+            x, weight, output, output < outputs, first, last, rows, channels,
+            EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    if EARLY:
+        let_next_start()
     if PARTS == 1:
         _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)
     else:
         place = partials + tile * (PARTS * BLOCK_M * BLOCK_N) + row[:, None] * BLOCK_N + column[None, :]
-        tl.store(place + part * (BLOCK_M * BLOCK_N), acc)
+        kept = (row < rows)[:, None]
+        tl.store(place + part * (BLOCK_M * BLOCK_N), acc, mask=kept)
         # All threads have written before one of them counts; the atomic orders that before what the last one reads.
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
@@ -113,7 +123,8 @@ def linear_add_kernel(
             total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for other in tl.static_range(PARTS):  # unrolled: their loads do not wait for each other
                 # Past the first-level cache, which other programs' stores do not reach.
-                total += tl.load(place + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+                one = place + other * (BLOCK_M * BLOCK_N)
+                total += tl.load(one, mask=kept, other=0.0, cache_modifier=".cg")
             _add(
                 total, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK
             )  # fmt: skip

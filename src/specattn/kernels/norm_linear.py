@@ -8,6 +8,7 @@ from torch.nn.functional import linear
 
 from specattn.kernels.gated import gated
 from specattn.kernels.normed_rows import NormedRows, shrinkage
+from specattn.kernels.rope_append import rope_append
 
 
 def norm_linear(normed: NormedRows, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,6 +35,29 @@ def norm_gated_linear(normed: NormedRows, weight: Tensor) -> Tensor:
         ``[rows, width]``.
     """
     return gated(norm_linear(normed, weight))
+
+
+def norm_rope_linear(
+    normed: NormedRows,
+    weight: Tensor,
+    bias: Tensor | None,
+    cosine: Tensor,
+    sine: Tensor,
+    positions: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """The product that gives queries, keys and values, and where these go.
+
+    Args:
+        weight, bias: of queries, keys and values, one below the other.
+        cosine, sine, positions, rows, keys, values: see :func:`specattn.kernels.rope_append.rope_append`.
+
+    Returns:
+        queries ``[rows, query_heads, head_dim]``.
+    """
+    return rope_append(norm_linear(normed, weight, bias), cosine, sine, positions, rows, keys, values)
 
 
 def _finished(normed: NormedRows) -> Tensor:

@@ -7,9 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specattn.kernels.default_tilings import norm_tiling
+from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
 from specattn.kernels.normed_rows import NormedRows, shrinkage
-from specattn.kernels.product_tiling import ProductTiling, check_contiguous, norm_tiling, tile_rows
-from specattn.kernels.weight_tiles_triton import multiply, wait_for_launch_before
+from specattn.kernels.product_tiling import ProductTiling, check_contiguous, tile_rows
+from specattn.kernels.weight_tiles_triton import (
+    load_squares,
+    multiply,
+    multiply_described,
+    operands,
+    pair_and_member,
+    root,
+    split_pairs,
+)
 
 
 def norm_linear(
@@ -35,15 +45,20 @@ def _launch(
     x, squares = normed.rows, normed.squares
     rows, channels = x.shape
     check_contiguous(x, squares, weight, bias)
-    tiling = tiling or norm_tiling(outputs, x.device, itemsize=x.element_size(), is_gated=is_gated)
+    tiling = tiling or norm_tiling(
+        rows, outputs, channels, x.device, itemsize=x.element_size(), is_gated=is_gated
+    )
     parts = 1 if squares is None else len(squares)
+    block_m, lines = tile_rows(rows), [2, tiling.columns] if is_gated else [tiling.columns]
+    shaped = weight.view(2, outputs, channels) if is_gated else weight
     out = x.new_empty(rows, outputs)
     norm_linear_kernel[(triton.cdiv(outputs, tiling.columns),)](
-        x, squares, weight, bias, out, rows, channels, outputs, parts, normed.eps,
+        *operands(x, shaped, block_m, lines, tiling),
+        squares, bias, out, rows, channels, outputs, parts, normed.eps,
         GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
-        BLOCK_M=tile_rows(rows), BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        EARLY=tiling.early,
+        BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
+        DESCRIBED=tiling.described, EARLY=tiling.early,
         num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
     )  # fmt: skip
     return out
@@ -51,9 +66,9 @@ def _launch(
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def norm_linear_kernel(
-    x,  # [rows, channels]
+    x,  # [rows, channels]; a descriptor of that if DESCRIBED
+    weight,  # [outputs, channels], or [2, outputs, channels] if GATED, likewise
     squares,  # float32 [parts, rows], or None
-    weight,  # [outputs, channels], or [2 * outputs, channels] if GATED
     bias,  # [outputs] or None
     out,  # [rows, outputs]
     rows,
@@ -69,36 +84,41 @@ def norm_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     EARLY: tl.constexpr,
 ):
+    tile = tl.program_id(0)
     row = tl.arange(0, BLOCK_M)
-    output = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    output = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     LINES: tl.constexpr = BLOCK_N * 2 if GATED else BLOCK_N
-    line = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES)
-    inside = line < outputs
+    line = output
+    inside = output < outputs
     if GATED:
-        # Gates and values take turns, so that both products of an output are one thread's.
-        pair = tl.program_id(0) * BLOCK_N + tl.arange(0, LINES) // 2
-        line = pair + tl.arange(0, LINES) % 2 * outputs
-        inside = pair < outputs
+        pair, member = pair_and_member(LINES, DESCRIBED)
+        line = tile * BLOCK_N + pair + member * outputs
+        inside = tile * BLOCK_N + pair < outputs
     if EARLY:
         wait_for_launch_before()
     if squares is not None:
-        # Asked for before the product and looked at behind it.
-        part = tl.arange(0, SQUARES)
-        known = (part < parts)[:, None] & (row < rows)[None, :]
-        square = tl.load(squares + part[:, None] * rows + row[None, :], mask=known, other=0.0)
-    acc = multiply(
-        x, weight, line, inside, 0, channels, rows, channels,
-        EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
-    )  # fmt: skip
+        square = load_squares(squares, row, rows, parts, SQUARES)
+    if DESCRIBED:
+        acc = multiply_described(
+            x, weight, 0, tile * BLOCK_N, 0, channels, GATED, BLOCK_M, LINES, BLOCK_K
+        )  # fmt: skip
+    else:
+        acc = multiply(
+            x, weight, line, inside, 0, channels, rows, channels,
+            EVEN_N, EVEN_K, BLOCK_M, LINES, BLOCK_K,
+        )  # fmt: skip
+    if EARLY:
+        let_next_start()
     if squares is not None:
-        acc *= (tl.rsqrt(tl.sum(square, 0) / channels + eps) / SHRINK)[:, None]
+        acc *= root(square, channels, eps, SHRINK)[:, None]
     if bias is not None:
         acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
     dtype = out.dtype.element_ty
     if GATED:
-        gate, value = tl.split(acc.to(dtype).to(tl.float32).reshape(BLOCK_M, BLOCK_N, 2))
+        gate, value = split_pairs(acc.to(dtype).to(tl.float32), DESCRIBED)
         # Rounded where separate operations would round.
         acc = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * value
     live = (row < rows)[:, None] & (output < outputs)[None, :]

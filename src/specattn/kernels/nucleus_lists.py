@@ -51,6 +51,8 @@ def nucleus_lists(
     out: Selection | None = None,
     blocks: Blocks | None = None,
     entries: Tensor | None = None,
+    also: Tensor | None = None,
+    fill: bool = True,
 ) -> Selection:
     """The lists of :func:`specattn.kernels.nucleus.nucleus`, as far as they fit into ``capacity``.
 
@@ -66,10 +68,13 @@ def nucleus_lists(
         capacity: entries of a list, at least ``sink + recent`` or ``length``.
         sink, recent: the first, and the last visible, positions of each row, which are always in its list.
         out: where the lists go: ``indices`` int32 ``[batch, ..., capacity]`` and ``counts`` int32 ``[batch, ...]``,
-            contiguous. Every entry is written.
+            contiguous. Every entry is written, but for ``fill``.
         blocks: how a program holds its row; by default what suits the length.
         entries: int ``[batch]``, contiguous: places in the first dimension of ``scores``, which may then be longer or
             shorter than the batch; one after the other if ``None``.
+        also: int32 ``[batch, n]``, contiguous: positions that are in all lists of a batch entry beside the nucleus, as
+            far as they are visible; negative: none. A list that has no room for them has its nucleus alone.
+        fill: whether what follows a list is -1; otherwise it stays as it is, for readers that go by counts.
 
     Raises:
         UsageError: an argument is not as described.
@@ -77,7 +82,9 @@ def nucleus_lists(
     if not isinstance(p, Tensor) and not p > 0:
         raise UsageError(f"p = {p} is not a fraction of the mass: give a number in (0, 1]")
     limit = p.float() if isinstance(p, Tensor) else float(p)
-    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, entries, by_mass=True)
+    return _launch(
+        scores, limit, lengths, capacity, sink, recent, out, blocks, entries, also, by_mass=True, fill=fill
+    )
 
 
 def top_k_lists(
@@ -101,7 +108,7 @@ def top_k_lists(
     if not isinstance(k, Tensor) and k < 0:
         raise UsageError(f"k = {k} is negative: give the number of positions to keep, 0 or more")
     limit = k.int() if isinstance(k, Tensor) else k
-    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, None, by_mass=False)
+    return _launch(scores, limit, lengths, capacity, sink, recent, out, blocks, None, None, by_mass=False)
 
 
 def choose_blocks(length: int, dtype: torch.dtype = torch.float32) -> Blocks:
@@ -135,12 +142,15 @@ def _launch(
     out: Selection | None,
     blocks: Blocks | None,
     entries: Tensor | None,
+    also: Tensor | None,
     *,
     by_mass: bool,
+    fill: bool = True,
 ) -> Selection:
     # What the lists are made from, without a copy: of as many entries as there are lists, whichever they are.
     listed = scores if entries is None else scores[:1].expand(len(entries), *scores.shape[1:])
     check_scores(listed, lengths, capacity, sink, recent, out)
+    _check_also(also, len(listed))
     out = empty_lists(listed, capacity) if out is None else out
     scores, lengths = widened(scores, lengths)
     blocks = choose_blocks(scores.shape[-1], scores.dtype) if blocks is None else blocks
@@ -156,6 +166,7 @@ def _launch(
             out.indices,
             out.counts,
             entries,
+            also,
             *flat.stride()[:2],
             flat.shape[1],
             flat.shape[2],
@@ -163,9 +174,11 @@ def _launch(
             sink,
             recent,
             BY_MASS=by_mass,
+            FILL=fill,
             PER_ROW=isinstance(limit, Tensor),
             STEP=STEPS[scores.dtype],
             FORCED=triton.next_power_of_2(max(sink + recent, 1)),
+            ALSO=0 if also is None else also.shape[1],
             AHEAD=_programs_at_a_time(scores.device, blocks, rows.numel()),
             B=blocks,
             num_warps=blocks.warps,
@@ -180,6 +193,15 @@ def _programs_at_a_time(device: torch.device, blocks: Blocks, rows: int) -> int:
         return 0
     at_a_time = multiprocessors(device)
     return at_a_time if rows > at_a_time else 0
+
+
+def _check_also(also: Tensor | None, batch: int) -> None:
+    if also is not None and (
+        also.dim() != 2 or len(also) != batch or also.dtype != torch.int32 or not also.is_contiguous()
+    ):
+        raise UsageError(
+            f"also is {also.dtype} {list(also.shape)}: give int32 positions [{batch}, n], contiguous"
+        )
 
 
 def check_scores(

@@ -65,6 +65,7 @@ def select_kernel(
     indices,  # int32 [batch, inner, capacity]
     counts,  # int32 [batch, inner]
     entries,  # [batch], places in the first dimension of scores, or None: one after the other
+    also,  # int32 [batch, ALSO], positions that are kept whatever they weigh, negative: none; or None
     batch_stride,
     row_stride,
     inner,
@@ -73,9 +74,11 @@ def select_kernel(
     sink,
     recent,
     BY_MASS: tl.constexpr,  # top-p, otherwise top-k
+    FILL: tl.constexpr,  # whether -1 follows a list
     PER_ROW: tl.constexpr,  # whether limit is a tensor
     STEP: tl.constexpr,  # between the keys of neighbouring weights of the scores' type
     FORCED: tl.constexpr,  # a power of two from sink + recent on
+    ALSO: tl.constexpr,  # how many, 0 if there are none
     AHEAD: tl.constexpr,  # programs that run at a time, if their successors' rows are to be fetched; 0 if not
     B: tl.constexpr,
 ):
@@ -103,7 +106,9 @@ def select_kernel(
             _fetch(scores + row_offset(follower, inner, batch_stride, row_stride, entries), width, B)
     if BY_MASS:
         low, cut = find_nucleus(row, weight, limit, mass, always, model, STEP, B)
-        end = _write(indices, row, weight, low, cut, room, MASS, B)
+        if ALSO > 0:
+            also += program // inner * ALSO
+        end = _write(indices, row, weight, low, cut, room, MASS, B, also, ALSO)
         if end > room:
             # Read again rather than kept until here, in registers that are needed elsewhere.
             weight = read(row, 0, COUNT, B.resident, B)
@@ -118,9 +123,10 @@ def select_kernel(
     tl.store(indices + slot, forced, mask=forced < length)
     count = end + (length - last)
     tl.store(counts + program, count)
-    for start in range(count, capacity, 4 * LANES * B.warps):
-        unused = start + tl.arange(0, 4 * LANES * B.warps)
-        tl.store(indices + unused, -1, mask=unused < capacity)
+    if FILL:
+        for start in range(count, capacity, 4 * LANES * B.warps):
+            unused = start + tl.arange(0, 4 * LANES * B.warps)
+            tl.store(indices + unused, -1, mask=unused < capacity)
 
 
 @triton.jit
@@ -287,15 +293,21 @@ def _skip(row, weight, low, start, drop, KIND: tl.constexpr, SIZE: tl.constexpr,
 
 
 @triton.jit
-def _write(out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr):
+def _write(
+    out, row, weight, low, cut, room, KIND: tl.constexpr, B: tl.constexpr, also=None, ALSO: tl.constexpr = 0
+):  # fmt: skip
     """Write a row's kept positions behind its sink; where they end, even if that is beyond ``room``."""
     kept = _words(row, weight, 0, low, cut, KIND, B.resident, B)
+    if ALSO > 0:
+        kept |= _words_of(also, row, 0, ALSO, B.resident)
     end = write_marked(out, kept, 0, row.first, room, B.resident)
     for start in range(B.resident, row.last, B.tile):
         tile = read_unmasked(row, start, B.tile, B)
         if KIND == COUNT:
             tile = as_weights(tile, COUNT)
         words = _words(row, tile, start, low, cut, KIND, B.tile, B)
+        if ALSO > 0:
+            words |= _words_of(also, row, start, ALSO, B.tile)
         end = write_marked(out, words, start, end, room, B.tile)
     return end
 
@@ -310,4 +322,20 @@ def _words(row, weight, start, low, cut, KIND: tl.constexpr, SIZE: tl.constexpr,
         words = (words & ones_from(cut - start, SIZE)) | marks(weight, value(low + 1), SIZE, B)
     if KIND == MASS:  # 0 keeps everything: negative scores, too, and NaN
         words = tl.where(low > 0, words, -1)
-    return words & ones_from(row.first - start, SIZE) & ~ones_from(row.last - start, SIZE)
+    return words & _searched(row, start, SIZE)
+
+
+@triton.jit
+def _words_of(places, row, start, NUMBER: tl.constexpr, SIZE: tl.constexpr):
+    """The same words with the bits of single ``places``, as far as they are in the range that is searched."""
+    word = tl.arange(0, SIZE // 32)
+    words = tl.zeros([SIZE // 32], tl.int32)
+    for number in tl.static_range(NUMBER):  # unrolled: their loads do not wait for each other
+        place = tl.load(places + number) - start
+        words |= tl.where(word == place >> 5, 1 << (place & 31), 0)
+    return words & _searched(row, start, SIZE)
+
+
+@triton.jit
+def _searched(row, start, SIZE: tl.constexpr):
+    return ones_from(row.first - start, SIZE) & ~ones_from(row.last - start, SIZE)

@@ -1,4 +1,4 @@
-"""What a GPU would compile of the kernels of top-p, top-k and of lists that are drawn, where there is none."""
+"""What a GPU would compile of the kernels of top-p and top-k, of lists that are drawn and of echoes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
+from specattn.kernels.echoes import LONGEST, NOWHERE
+from specattn.kernels.echoes_triton import BLOCK, LONGEST_TEXT, echoes_kernel
 from specattn.kernels.nucleus_lists import BLOCKS, LONG_BLOCKS, STREAMED_BLOCKS
 from specattn.kernels.nucleus_triton import select_kernel
 from specattn.kernels.rate_lists import TILE as RATE_TILE
@@ -26,25 +28,32 @@ def variants() -> Iterator[Variant]:
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _variant("fp32", 1, blocks, by_mass=True)
     for blocks in (BLOCKS[0], STREAMED_BLOCKS):
-        yield _variant("bf16", 1 << 16, blocks, by_mass=True)
+        yield _variant("bf16", 1 << 16, blocks, by_mass=True, also=12)
     yield _variant("fp32", 1, BLOCKS[0], by_mass=False)
     for blocks in (*BLOCKS, LONG_BLOCKS):
         yield _tail_variant(blocks)
     for dtype in ("fp32", "bf16"):
         yield _rate_variant(dtype)
+    yield _echoes_variant()
 
 
-def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool) -> Variant:
+def _variant(dtype: str, step: int, blocks: Blocks, *, by_mass: bool, also: int = 0) -> Variant:
     constants: dict[str, Any] = {
         "entries": None,
+        "ALSO": also,
         "BY_MASS": by_mass,
+        "FILL": True,
         "PER_ROW": False,
         "STEP": step,
         "FORCED": 128,
         "AHEAD": 132 if blocks.resident == LONG_BLOCKS.resident else 0,
         "B": blocks,
     }
+    if not also:
+        constants["also"] = None
     signature = {name: "constexpr" if name in constants else "i32" for name in select_kernel.arg_names}
+    if also:
+        signature["also"] = "*i32"
     signature |= {"scores": f"*{dtype}", "limit": "fp32" if by_mass else "i32"}
     signature |= dict.fromkeys(("lengths", "indices", "counts"), "*i32")
     return Variant(
@@ -84,3 +93,17 @@ def _rate_variant(dtype: str) -> Variant:
     return Variant(
         rate_kernel, signature, constants, warps=RATE_WARPS, aligned=(*ALIGNED, "shifts", "log_weights")
     )
+
+
+def _echoes_variant() -> Variant:
+    constants = {
+        "MATCHES": 4,
+        "PLACES": 4,
+        "LONGEST": LONGEST,
+        "NOWHERE": NOWHERE,
+        "SPAN": LONGEST_TEXT,
+        "BLOCK": BLOCK,
+    }
+    signature = dict.fromkeys(echoes_kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
+    signature |= {"text": "*i32", "slots": "*i64", "starts": "*i64", "found": "*i32"}
+    return Variant(echoes_kernel, signature, constants, warps=8, aligned=("text", "slots", "starts", "found"))

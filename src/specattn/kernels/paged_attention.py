@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
+from specattn.kernels.device import starts_early
 from specattn.kernels.paged_attention_triton import attention_kernel
 from specattn.kernels.schedule import Schedule, schedule
 from specattn.kernels.tiling import Partition, Workspace
@@ -223,6 +224,7 @@ def _launch(
     cut = plan.cut
     partials, lses = workspace.views(cut)
     tiles = max(1, -(-lists.capacity // cut.tiling.tokens))  # of a list, at most
+    early = starts_early(query.device)
     attention_kernel[(min(cut.programs, cut.units * tiles),)](
         query,
         pool.keys,
@@ -254,6 +256,8 @@ def _launch(
         BLOCK_N=cut.tiling.tokens,
         BLOCK_D=cut.block_d,
         PARTS=cut.parts_at_once,
+        EARLY=early,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
+        **({"launch_pdl": True} if early else {}),
     )

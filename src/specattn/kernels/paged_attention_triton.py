@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
 from specattn.kernels.schedule_triton import FIELDS
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -73,7 +74,10 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_launch_before()
     program = tl.program_id(0)
     stretch = stretches + program * FIELDS
     unit = tl.load(stretch)
@@ -118,6 +122,8 @@ def attention_kernel(
         BLOCK_N,
         BLOCK_D,
     )
+    if EARLY:
+        let_next_start()
     to = (batch.to(tl.int64) * rows + row) * kv_heads * GROUP + query_heads
     if parts == 1:
         _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)

@@ -40,6 +40,8 @@ ALL_TOKENS = ("lse_out", "log_weights", "indices")
 def variants() -> Iterator[Variant]:
     """Attention as an H100 gets it, and what shares it among programs."""
     yield from attention_variants()
+    for absent in ((), ALL_TOKENS[1:2], ALL_TOKENS):
+        yield from (early(variant) for variant in _sized(128, 32, H100_SHARED, "bf16", absent, stack=32))
     signature = dict.fromkeys(schedule_kernel.arg_names, "i32") | dict.fromkeys(
         ("counts", "stretches"), "*i32"
     )
@@ -63,6 +65,11 @@ def attention_variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterat
     yield from _sized(80, 128, shared, dtype, stack=256)
 
 
+def early(variant: Variant) -> Variant:
+    """``variant`` as a GPU takes it whose launches can start early."""
+    return variant._replace(constants={**variant.constants, "EARLY": True}, least=90)
+
+
 def _sized(
     head_dim: int,
     block_m: int,
@@ -80,6 +87,7 @@ def _sized(
     sizes: dict[str, Any] = {"GROUP": 4, "HEAD_DIM": head_dim, "BLOCK_M": block_m, "BLOCK_D": block_d}
     at_once = {
         "PARTS": Partition(tiling, 1, 1, 1, block_m, block_d).parts_at_once,
+        "EARLY": False,
     }
     constants = sizes | at_once | {"BLOCKS": 1, "PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -29,10 +27,7 @@ def sparse_paged_attention_reference(
     **_: object,
 ) -> Tensor:
     """Softmax attention over selected tokens; the arguments are the kernel's, and those that tune it are ignored."""
-    capacity = torch.arange(selection.indices.shape[-1], device=keys.device)
-    selection = replace(
-        selection, indices=selection.indices.masked_fill(capacity >= selection.counts[..., None], -1)
-    )
+    selection = selection.padded()
     indices = selection.indices.clamp(min=0).long()
     pages = block_table[slots].gather(1, (indices // page_size).flatten(1)).long().view_as(indices)
     rows = pages * page_size + indices % page_size

@@ -1,39 +1,23 @@
-"""How products of few rows are cut into programs, and where their parts meet."""
+"""How a product of few rows is cut into programs, and where their parts meet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specattn.errors import UsageError
-from specattn.kernels.device import multiprocessors, shared_memory
+from specattn.kernels.device import multiprocessors
 
-MOST_ROWS = 32
+MOST_ROWS = 64
 """Rows up to which these kernels are faster than a library's products and what stands between them."""
 
 LEAST_ROWS = 16
 """Rows of a tensor core's tile."""
 
-DEEPEST_SPLIT = 16
-"""Parts of a row of weights, at most."""
-
-LEAST_PART = 192
-"""Channels of a part: fewer take less time than joining the parts."""
-
-DEPTH, STAGES, SHARED_STAGES = 128, 5, 4
-"""What was fastest on an H200, or next to it, for every product of Qwen2.5-0.5B at 16 rows; last, of shared outputs."""
-
-SHARED_FROM = 5120
-"""Channels from which on a product's programs are two a multiprocessor: one fetches while the other starts or ends."""
-
-LONG, LONG_DEPTH, LONG_STAGES = 8192, 64, 6
-"""Of so many channels tiles of 64 outputs are faster, fetched in halves: 11.6 us for 14.6 (Qwen2.5-1.5B, 16 rows)."""
-
-RESERVED = 2048
-"""Bytes of shared memory that CUDA keeps, and that warps exchange data in."""
+PROGRAM_PARTS = 2 * MOST_ROWS * 64
+"""Numbers that the programs of a multiprocessor leave at most: two of all rows, or four of half of them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +30,7 @@ class ProductTiling:
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
         early: start while the launch before it still runs (compute capability 9.0).
+        described: tiles are fetched by Hopper's tensor memory accelerator, of lines of a multiple of 16 bytes.
     """
 
     columns: int
@@ -54,6 +39,7 @@ class ProductTiling:
     stages: int = 4
     parts: int = 1
     early: bool = False
+    described: bool = False
 
     def cut(self, channels: int) -> tuple[int, int]:
         """Programs that share ``channels``, none without any, and the fetches of each."""
@@ -76,11 +62,11 @@ class ProductWorkspace:
 
     @classmethod
     def allocate(cls, device: torch.device) -> ProductWorkspace:
-        """For every product that :func:`split_tiling` cuts."""
-        programs = 3 * _programs(device)
+        """For every product that :mod:`specattn.kernels.default_tilings` cuts."""
+        most = programs(device)
         return cls(
-            torch.empty(programs * MOST_ROWS * 64, dtype=torch.float32, device=device),
-            torch.zeros(programs, dtype=torch.int32, device=device),
+            torch.empty(most * PROGRAM_PARTS, dtype=torch.float32, device=device),
+            torch.zeros(3 * most, dtype=torch.int32, device=device),
         )
 
     def check(self, tiles: int, parts: int, size: int) -> None:
@@ -116,37 +102,6 @@ def tile_rows(rows: int) -> int:
     return max(LEAST_ROWS, 1 << (rows - 1).bit_length())
 
 
-def norm_tiling(
-    outputs: int, device: torch.device, *, itemsize: int = 2, is_gated: bool = False
-) -> ProductTiling:
-    """For ``outputs`` that are not shared: tiles of 32, if they give every multiprocessor one."""
-    columns = 32 if outputs >= 32 * _programs(device) else 16
-    return _tiling(columns, 2 if is_gated else 1, STAGES, itemsize, device)
-
-
-def split_tiling(outputs: int, channels: int, device: torch.device, *, itemsize: int = 2) -> ProductTiling:
-    """For outputs that programs can share: as many parts as give every multiprocessor a program, or two."""
-    tiling = _tiling(32, 1, SHARED_STAGES, itemsize, device)
-    if channels >= LONG and tiling.stages == SHARED_STAGES:
-        tiling = replace(tiling, columns=64, depth=LONG_DEPTH, stages=LONG_STAGES)
-    tiles = -(-outputs // tiling.columns)
-    wanted = round((1 if channels < SHARED_FROM else 2) * _programs(device) / tiles)
-    return replace(tiling, parts=max(1, min(wanted, DEEPEST_SPLIT, channels // LEAST_PART)))
-
-
-def _tiling(columns: int, factor: int, most: int, itemsize: int, device: torch.device) -> ProductTiling:
-    """Of programs that read ``factor`` lines of weights for each of their columns, two a multiprocessor."""
-    fetch = DEPTH * (MOST_ROWS + columns * factor) * itemsize
-    stages = max(2, min(most, (shared_memory(device) // 2 - RESERVED) // fetch))
-    return ProductTiling(columns, DEPTH, stages=stages, early=starts_early(device))
-
-
-@cache
-def starts_early(device: torch.device) -> bool:
-    """Whether launches on ``device`` can overlap: programmatic dependent launches came with Hopper."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def _programs(device: torch.device) -> int:
+def programs(device: torch.device) -> int:
     """One a multiprocessor; a few in Triton's interpreter, so that products are cut there too."""
     return multiprocessors(device, elsewhere=8)

@@ -67,12 +67,7 @@ def rope_append_kernel(
             x = (gain_x * (x * scale).to(dtype)).to(tl.float32)
             y = (gain_y * (y * scale).to(dtype)).to(tl.float32)
         place = tl.load(positions + token) * 2 * HALF + half
-        cos_x, cos_y = tl.load(cosine + place).to(dtype), tl.load(cosine + place + HALF).to(dtype)
-        sin_x, sin_y = tl.load(sine + place).to(dtype), tl.load(sine + place + HALF).to(dtype)
-        # Each product is rounded, as the operations of the reference are.
-        first = _rounded(x, cos_x) - _rounded(y, sin_x)
-        second = _rounded(y, cos_y) + _rounded(x, sin_y)
-        first, second = first.to(dtype), second.to(dtype)
+        first, second = rotated(x, y, cosine, sine, place, True, HALF, dtype)
     tl.store(out + half, first)
     tl.store(out + HALF + half, second)
     # The first is known when the kernel is compiled, the second is not.
@@ -84,6 +79,19 @@ def rope_append_kernel(
             entry = tl.full([1], (head - QUERY_HEADS).to(tl.int64) * pool_rows + row, tl.int64)
             halves = stored[0].to(tl.float32)[None, :], stored[1].to(tl.float32)[None, :]
             store_codes(halves[0], halves[1], codes, ranges, entry, entry >= 0, 2 * HALF, BITS)
+
+
+@triton.jit
+def rotated(x, y, cosine, sine, place, known, HALF: tl.constexpr, dtype: tl.constexpr):
+    """The halves ``x`` and ``y``, float32, of heads, rotated by the tables' entries at ``place``, in ``dtype``."""
+    cos_x = tl.load(cosine + place, mask=known, other=0.0).to(dtype)
+    cos_y = tl.load(cosine + place + HALF, mask=known, other=0.0).to(dtype)
+    sin_x = tl.load(sine + place, mask=known, other=0.0).to(dtype)
+    sin_y = tl.load(sine + place + HALF, mask=known, other=0.0).to(dtype)
+    # Each product is rounded, as the operations of the reference are.
+    first = _rounded(x, cos_x) - _rounded(y, sin_x)
+    second = _rounded(y, cos_y) + _rounded(x, sin_y)
+    return first.to(dtype), second.to(dtype)
 
 
 @triton.jit

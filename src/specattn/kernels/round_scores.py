@@ -3,8 +3,9 @@
 A draft that reads only its own nucleus in its steps does not see the scores of all tokens there. They are worked out
 once for all rows of the round: each key is read once, not once a step, and no value at all. What the mapping needs is
 the mean over the rows, so that is what is written: a probability a token and exported head. The steps' log-sum-exps
-normalise the rows, though they are sums over what was read: the rows of a head are then too large by the mass that
-its nucleus left out, at most a twentieth, and in proportion to each other they are exact.
+normalise the rows, though they are sums over what was read. Where attention has moved away from the list, what it has
+moved to would weigh many times as much as all of the list, and outweigh all other heads in a mixture. So no token
+weighs more than the list does.
 
 Where heads are scored by turns a layer has few that are due. A launch for each would leave most of a GPU idle.
 """
@@ -37,7 +38,7 @@ def round_scores(
     own_out: Tensor,
     due: Tensor | None = None,
 ) -> None:
-    """Mean attention of a round's rows, ``exp(scaling * q k - lse)``, of all layers.
+    """Mean attention of a round's rows, ``exp(scaling * q k - lse)`` and at most 1, of all layers.
 
     Args:
         query: ``[rows, layers, batch, query_heads, head_dim]``, the heads of a row contiguous.
@@ -148,7 +149,7 @@ def round_scores_reference(
         logits = torch.einsum("rlhd,lnhd->rlhn", query[:, :, request].float(), key) * scaling
         token = torch.arange(key.shape[1], device=keys.device)
         seen = len(token) - rows + 1 + torch.arange(rows, device=keys.device)
-        weights = (logits - lse[:, :, request, :, None]).exp()
+        weights = (logits - lse[:, :, request, :, None]).exp().clamp(max=1)
         mean = weights.masked_fill(token >= seen[:, None, None, None], 0).mean(
             0
         )  # [layers, query_heads, tokens]

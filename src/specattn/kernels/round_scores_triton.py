@@ -93,20 +93,20 @@ def round_scores_kernel(
     for start in tl.range(first, whole, BLOCK_N):
         _tile(
             start, q, total, seen, keys, pages, heads_out, own_out, place >= 0, scaling, visible, length, pool_row,
-            False, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
+            False, ROWS, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
         )  # fmt: skip
     for start in tl.range(whole, last, BLOCK_N, num_stages=1):
         _tile(
             start, q, total, seen, keys, pages, heads_out, own_out, place >= 0, scaling, visible, length, pool_row,
-            True, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
+            True, ROWS, GROUP, D, PAGE, BLOCK_R, BLOCK_G, BLOCK_N,
         )  # fmt: skip
 
 
 @triton.jit
 def _tile(
     start, q, total, seen, keys, pages, heads_out, own_out, exported, scaling, visible, length, pool_row,
-    MASKED: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Scores of the tokens from ``start`` on; ``MASKED`` where some rows may not see some of them."""
     n = start + tl.arange(0, BLOCK_N)
@@ -117,7 +117,8 @@ def _tile(
     at_row = pool_rows(pages, n, inside, PAGE)
     k = tl.load(keys + at_row[:, None] * pool_row + d[None, :], mask=inside[:, None], other=0.0)
     # Tokens are the rows of the product, so that a thread has a head's rows side by side.
-    p = tl.exp2(tl.dot(k, q, input_precision="ieee") * scaling - total[None, :])
+    logits = tl.dot(k, q, input_precision="ieee") * scaling - total[None, :]
+    p = tl.exp2(tl.minimum(logits, -tl.log2(ROWS * 1.0)))
     if MASKED:
         p = tl.where(n[:, None] < seen[None, :], p, 0.0)
     mean = tl.sum(tl.reshape(p, [BLOCK_N, BLOCK_R, BLOCK_G]), 1)

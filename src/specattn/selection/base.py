@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -78,6 +78,11 @@ class Selection:
         assert self.log_weights is None, "weights are made for one head at a time"
         return Selection(self.indices.expand(-1, kv_heads, -1), self.counts.expand(-1, kv_heads))
 
+    def padded(self) -> Selection:
+        """The same with the tail's -1, if whoever made the lists has left it out."""
+        place = torch.arange(self.indices.shape[-1], device=self.indices.device)
+        return replace(self, indices=self.indices.masked_fill(place >= self.counts[..., None], -1))
+
     def narrowed(self, mask: Tensor) -> Selection:
         """The entries that ``mask`` ``[batch, kv_heads, capacity]`` keeps; padding stays out."""
         assert self.log_weights is None, "weights are made for the final list"
@@ -106,6 +111,8 @@ class Need(enum.Flag):
     """The calibrated map between the two models."""
     SCORES = enum.auto()
     """What the target attended to in its last dense pass."""
+    TEXT = enum.auto()
+    """The tokens so far, those that the round is fed among them."""
 
 
 class KeySource(Protocol):
@@ -143,6 +150,8 @@ class RoundState:
         draft: the draft's attention rows of this round, if the method needs them.
         mapping: the calibrated map, if the method needs it.
         scores: the target's in its last dense pass, if the method needs them.
+        text: int32 ``[slots, length]``, and whose it is, ``slots`` ``[batch]``, if the method needs it; the round's own
+            tokens are there when its pass has begun.
     """
 
     starts: Tensor
@@ -154,6 +163,7 @@ class RoundState:
     draft: DraftAttention | None = None
     mapping: Mapping | None = None
     scores: StoredScores | None = None
+    text: tuple[Tensor, Tensor] | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -188,6 +198,9 @@ class Method(Member):
 
     selects: ClassVar[bool] = True
     """Whether ``select`` returns plain lists, so that another method may wrap this one and narrow them further."""
+
+    draft_p = 1.0
+    """Share of its own attention that the draft reads in its steps. No option, but of methods that say so."""
 
     dense_layers: int = 2
 

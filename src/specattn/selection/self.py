@@ -8,9 +8,13 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import pad
 
+from specattn.kernels.echoes import echo_mask, echoes_reference, following
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
-from specattn.selection.checks import check_forced, check_probability
+from specattn.selection.checks import check_at_least, check_forced, check_probability
+
+FOLLOWED = 16
+"""Tokens of a stretch: about as many as are run ahead of a dense pass."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,31 @@ class Self(Method):
 
     Attributes:
         p: share of the pass's attention, the mean of its rows and of a KV head's queries, that is read.
+        echo: so many stretches of :data:`FOLLOWED` tokens are read as well, that follow earlier occurrences of what the
+            round behind the pass was fed first, see :mod:`specattn.kernels.echoes`.
         sink, window: first and most recent tokens of what the pass saw that are always read.
+        draft_p: share of its own attention that the draft reads, where there is a draft that proposes; 1 reads all. See
+            :mod:`specattn.fast.sparse_draft`.
     """
 
     name: ClassVar[str] = "self"
 
     p: float = 0.9
+    echo: int = 0
     sink: int = 4
     window: int = 16
+    draft_p: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability(self.name, "p", self.p)
+        check_probability(self.name, "draft_p", self.draft_p)
+        check_at_least(self.name, "echo", self.echo, 0)
         check_forced(self.name, self.sink, self.window)
 
     @property
     def needs(self) -> Need:
-        return Need.SCORES
+        return Need.SCORES | (Need.TEXT if self.echo else Need.NOTHING)
 
     def prepare(self, state: RoundState) -> Selection:
         """The lists of all layers in one go: indices ``[batch, layers, kv_heads, capacity]``."""
@@ -46,6 +58,10 @@ class Self(Method):
         assert scores is not None
         weights = pad(scores.probabilities, (0, state.max_length - scores.probabilities.shape[-1]))
         known = nucleus(weights, self.p, scores.positions, sink=self.sink, recent=self.window)
+        if state.text is not None:
+            found = echoes_reference(*state.text, scores.ends, 1, self.echo)
+            seen = torch.arange(state.max_length, device=weights.device) < scores.positions[:, None]
+            known |= (echo_mask(following(found, FOLLOWED), state.max_length) & seen)[:, None, None]
         position = torch.arange(state.max_length, device=weights.device)
         since = (position >= scores.positions[:, None]) & (position < state.lengths[:, None])
         return Selection.from_mask(known | since[:, None, None])

@@ -23,15 +23,16 @@ WEIGHT, HALF_LIFE = 0.5, 256.0
 def joined(draft: Tensor, state: RoundState) -> Tensor:
     """The draft's rows ``[batch, rows, layers, kv_heads, length]`` joined with the target's stored scores.
 
-    Tokens that the scores know get ``(1 - w) draft + w m scores``, where ``m`` is the draft's mass on them; newer
-    tokens keep what the draft says. So each row keeps its sum. The weight ``w`` of a layer falls with the scores'
-    age: ``weight * 2 ** (-age / half_life)``, see :mod:`specattn.mapping.signals`.
+    Tokens that the scores know get ``(1 - w) draft + w m scores``, where ``m`` is the draft's mass on them and the
+    scores sum to 1; newer tokens keep what the draft says. So each row keeps its sum. The weight ``w`` of a layer
+    falls with the scores' age: ``weight * 2 ** (-age / half_life)``, see :mod:`specattn.mapping.signals`.
     """
     scores, mapping = state.scores, state.mapping
     assert scores is not None and mapping is not None
     length = draft.shape[-1]
     known = torch.arange(length, device=draft.device) < scores.positions.view(-1, 1, 1, 1, 1)
     target = scores.probabilities.to(draft.dtype)[:, None]
+    target = target / target.sum(-1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)
     target = pad(target, (0, length - target.shape[-1]))
     weight = signal_weight(mapping, state.starts - scores.positions)[:, None, :, None, None].to(draft.dtype)
     mass = torch.where(known, draft, 0).sum(-1, keepdim=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from specattn.kernels.echoes import echo_mask, echoes_reference
 from specattn.kernels.nucleus import nucleus
 from specattn.selection.base import LayerState, Method, Need, RoundState, Selection
 from specattn.selection.centroids import check_centroids, with_centroids
@@ -45,6 +46,8 @@ class SpecAttn(Method):
             nuclei joined (paper).
         every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
             others speak for it.
+        echo: for each row of the round, so many tokens behind earlier occurrences of what it is fed are read as well,
+            see :mod:`specattn.kernels.echoes`.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
         dense_below: contexts of fewer tokens, the round's own included, are read whole.
         granularity: ``token``, or ``page``: every page that holds a selected token.
@@ -76,6 +79,7 @@ class SpecAttn(Method):
     map: str = "heads"
     aggregate: str = "mean"
     every_row: bool = False
+    echo: int = 0
     sink: int = 4
     window: int = 16
     dense_below: int = 0
@@ -104,6 +108,7 @@ class SpecAttn(Method):
         check_choice(self.name, "map", self.map, ("heads", "global", "layer"))
         check_choice(self.name, "aggregate", self.aggregate, ("mean", "rms", "union"))
         check_forced(self.name, self.sink, self.window)
+        check_at_least(self.name, "echo", self.echo, 0)
         check_at_least(self.name, "dense_below", self.dense_below, 0)
         check_choice(self.name, "granularity", self.granularity, ("token", "page"))
         check_at_least(self.name, "page", self.page, 1)
@@ -120,7 +125,8 @@ class SpecAttn(Method):
     def needs(self) -> Need:
         scores = Need.SCORES if self.signals == "both" else Need.NOTHING
         last = Need.EVERY_ROW if self.every_row else Need.NOTHING
-        return Need.DRAFT | Need.MAPPING | scores | last
+        text = Need.TEXT if self.echo else Need.NOTHING
+        return Need.DRAFT | Need.MAPPING | scores | last | text
 
     @property
     def stores(self) -> tuple[StoreSpec, ...]:
@@ -159,7 +165,7 @@ class SpecAttn(Method):
         else:
             mask = select_for_groups(weights, state.kv_heads, self.gqa, top_p)
         mask = mask.any(1)
-        mask = mask | (self._whole(state)[:, None] & _visible(state, mask.shape[-1]))[:, None, None]
+        mask = mask | self._certain(state, mask.shape[-1])[:, None, None]
         if self.granularity == "page":
             mask = _whole_pages(mask, self.page) & _visible(state, mask.shape[-1]).view(batch, 1, 1, -1)
         if self.eps:
@@ -179,7 +185,7 @@ class SpecAttn(Method):
         position = torch.arange(density.shape[-1], device=density.device)
         ends = state.lengths[:, None]
         forced = (position < self.sink) | (position >= ends - self.window - state.rows)
-        forced = (forced | self._whole(state)[:, None]) & _visible(state, density.shape[-1])
+        forced = (forced & _visible(state, density.shape[-1])) | self._certain(state, density.shape[-1])
         return even_rate_lists(
             state,
             forced[:, None, None],
@@ -189,6 +195,14 @@ class SpecAttn(Method):
             power=self.power,
             seed=self.seed,
         )
+
+    def _certain(self, state: RoundState, length: int) -> Tensor:
+        """``[batch, length]``: visible positions that are read whatever the draft says, sink and window aside."""
+        certain = self._whole(state)[:, None].expand(-1, length)
+        if state.text is not None:
+            found = echoes_reference(*state.text, state.starts, state.rows, self.echo)
+            certain = certain | echo_mask(found, length)
+        return certain & _visible(state, length)
 
     def _whole(self, state: RoundState) -> Tensor:
         """Whether each request is read whole, bool ``[batch]``: it is short, or a refresh is due."""
