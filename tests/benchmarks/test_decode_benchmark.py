@@ -299,6 +299,7 @@ def test_rows_of_a_pair_that_exists(pair: tuple[Pair, Mapping]) -> None:
     for row in (dense, sparse):
         assert row["acceptance"] == pytest.approx((row["tokens_a_round"] - 1) / 2)
         assert (row["texts"], row["ms"]) == (2, TIMES[row["mode"]]) and row["wall_ms"] > 0
+        assert row["top1_agreement"] == 1 if row["mode"] != "sparse" else 0 < row["top1_agreement"] <= 1
     assert 0 < sparse["density"] < 1
     speed_up = sparse["tokens_per_second"] / dense["tokens_per_second"]
     assert report.ratios["real_128_b3_vs_speculation"] == pytest.approx(speed_up)

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import torch
 
-from specattn.attention import attached
+from specattn.attention import DenseAttend, attached
 from specattn.benchmarks.setting import Setting
 from specattn.benchmarks.timing import Timer
 from specattn.evaluation.documents import Document
@@ -40,12 +40,14 @@ class Continuation:
         ms: of a round on the device, the median.
         wall_ms: of a round for a host that waits for its tokens, the median.
         tokens_a_round: of one request, the mean.
+        agreement: share of the tokens that a dense pass over all of them chooses, too.
         texts: how many different ones there were.
     """
 
     ms: float
     wall_ms: float
     tokens_a_round: float
+    agreement: float
     texts: int
 
 
@@ -91,13 +93,28 @@ def continue_texts(setting: Setting, round: FastRound, starts: Starts, timer: Ti
     """Decode from ``starts`` with ``round``, greedily; its requests then stand behind the last round."""
     run = timer.capture(round.run)
     setting.place(round, [(start.length, *start.recent) for start in starts.requests])
-    times, walls, produced = [], [], 0
+    times, walls = [], []
+    decoded: list[list[int]] = [[start.recent[1]] for start in starts.requests]
     for _ in range(timer.repeats):
         began = perf_counter()
         report, ms = timer.once(run)
         rows = report[:, : round.gamma + 2].tolist()
         walls.append(perf_counter() - began)
         times.append(ms)
-        produced += sum(row[-1] for row in rows)
-    rounds = timer.repeats * setting.batch
-    return Continuation(median(times), 1e3 * median(walls), produced / rounds, starts.texts)
+        for tokens, row in zip(decoded, rows, strict=True):
+            tokens += row[: row[-1]]
+    produced = sum(len(tokens) - 1 for tokens in decoded) / (timer.repeats * setting.batch)
+    agreement = _agreement(setting, starts.requests, decoded)
+    return Continuation(median(times), 1e3 * median(walls), produced, agreement, starts.texts)
+
+
+def _agreement(setting: Setting, starts: Sequence[Start], decoded: Sequence[Sequence[int]]) -> float:
+    """Which share of what follows each text's pending token is the likeliest by a dense PyTorch pass."""
+    target, agreed = setting.target.runner, 0
+    with attached(target.model):
+        for slot, (start, text) in enumerate(zip(starts, decoded, strict=True)):
+            tokens = torch.tensor([text], device=target.device)
+            step = target.step([slot], [start.length], len(text) - 1, DenseAttend(), metered=False)
+            logits = target.forward(step, tokens[:, :-1], len(text) - 1)[..., : setting.pair.vocab_size]
+            agreed += int((logits.argmax(-1) == tokens[:, 1:]).sum())
+    return agreed / sum(len(text) - 1 for text in decoded)

@@ -184,7 +184,7 @@ class Rounds:
             "bytes": self.pair.weight_bytes(gamma, round.method) + read + draft_read,
         }
         if found:
-            row |= {"wall_ms": found.wall_ms, "texts": found.texts}
+            row |= {"wall_ms": found.wall_ms, "texts": found.texts, "top1_agreement": found.agreement}
         elif setting.resident < setting.batch:
             row["resident"] = setting.resident
         return row

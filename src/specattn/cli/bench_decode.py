@@ -40,6 +40,7 @@ SHOWN = (
     "mode",
     "density",
     "tokens_a_round",
+    "top1_agreement",
     "dense_reads_per_token",
     "ms",
     "draft_ms",
