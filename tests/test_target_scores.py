@@ -12,7 +12,7 @@ from specattn.generation import generate
 from specattn.kernels.check import error_ratio
 from specattn.pairs import Pair
 from specattn.request import Request
-from specattn.target_scores import SCORED_ROWS
+from specattn.target_scores import LAST_ROWS, SCORED_ROWS
 
 PROMPT = torch.randint(3, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 BOTH = "specattn:p=1:signals=both:dense_layers=0"
@@ -20,7 +20,8 @@ BOTH = "specattn:p=1:signals=both:dense_layers=0"
 
 def plain_scores(model, tokens: list[int], start: int, rows: int) -> torch.Tensor:
     """``[layers, kv_heads, start]``: what rows from ``start`` on attend to of what is before them, on average."""
-    context = attention_weights(model, tokens)[:, :, start : start + rows, :start]
+    context = attention_weights(model, tokens)[:, :, start : start + rows, :start][:, :, -LAST_ROWS:]
+    context = context * (context.shape[2] / LAST_ROWS)
     return context.unflatten(1, (model.config.num_key_value_heads, -1)).mean((2, 3))
 
 

@@ -36,8 +36,8 @@ class StoredScores:
 
     Attributes:
         probabilities: ``[batch, layers, kv_heads, length]``: attention of the last dense pass to the context before
-            it, the mean of its rows and of a group's query heads; zero from ``positions`` on. What they paid to the
-            pass's own tokens is missing from the sum. Nothing of use in layers
+            it, the sum of its rows and of a group's query heads over so many as there can be; zero from ``positions``
+            on. Only what tokens of one head have in proportion to each other means something. Nothing of use in layers
             that the method reads densely anyway.
         positions: int32 ``[batch]``, how many tokens that context had; 0 where there was no such pass.
         ends: int32 ``[batch]``, where the rows of that pass ended that stand: the position of what was fed next.
@@ -111,9 +111,9 @@ class TargetScores:
         if not recorded:
             return
         for layer, context in recorded.items():
-            scores = context[:, max(0, rows - LAST_ROWS) : rows].mean(1).to(DTYPE)
+            scores = context[:, max(0, rows - LAST_ROWS) : rows].sum(1) / LAST_ROWS
             self.probabilities[slot, layer] = pad(
-                scores, (0, self.probabilities.shape[-1] - scores.shape[-1])
+                scores.to(DTYPE), (0, self.probabilities.shape[-1] - scores.shape[-1])
             )
             self.positions[slot] = scores.shape[-1]
         self.ends[slot] = self.positions[slot] + rows

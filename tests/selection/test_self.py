@@ -15,6 +15,7 @@ from specattn.kernels.check import error_ratio
 from specattn.pairs import Pair
 from specattn.request import Request
 from specattn.selection.registry import parse_method
+from specattn.target_scores import LAST_ROWS
 
 PROMPT = torch.randint(3, 90, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 
@@ -71,7 +72,8 @@ def test_each_dense_pass_leaves_the_scores_of_the_rows_that_stood():
 
 def plain_scores(model, tokens: list[int], start: int) -> torch.Tensor:
     """``[layers, kv_heads, start]``: what rows from ``start`` on attend to of what is before them, on average."""
-    context = attention_weights(model, tokens)[:, :, start:, :start]
+    context = attention_weights(model, tokens)[:, :, start:, :start][:, :, -LAST_ROWS:]
+    context = context * (context.shape[2] / LAST_ROWS)
     return context.unflatten(1, (model.config.num_key_value_heads, -1)).mean((2, 3))
 
 

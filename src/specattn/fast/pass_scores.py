@@ -55,10 +55,7 @@ class PassScores:
         # The kernel's rows see one token more each. All see the context, and nobody looks at what is behind it.
         seen = PagedBatch(cache.block_table, slots, (starts + rows - 1).int(), cache.page_size)
         queries = torch.stack(self._queries)[:, *chosen]
-        # It divides by all its rows, also by those that a request lacks.
-        share = (standing.clamp(max=rows) / rows).log()[:, None, None]
-        sums = torch.stack(self._lse)[:, *chosen] + share
-        sums = sums.masked_fill((place < 0)[..., None], float("inf"))
+        sums = torch.stack(self._lse)[:, *chosen].masked_fill((place < 0)[..., None], float("inf"))
         self.target.decoder.operations.round_scores(
             queries.movedim(2, 0),
             cache.key_pool,
