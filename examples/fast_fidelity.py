@@ -6,9 +6,9 @@ feeds rounds the text's own tokens as proposals and compares each row's distribu
 is seen here. The draft remembers from round to round, as in decoding. On a CPU rounds are made of references.
 
 ``--copied N AT`` lets the text go on from token AT with its own tokens from the N-th on, once more: heads that copy are
-then at work. ``--greedy`` lets it go on as the target would, with its own choice at every place: that is what greedy
-decoding meets, and it may repeat itself where the text does not. ``by_row`` is the KL of the first, second and so on row of a round; the first ``--skip`` rounds do not
-count, since a sparse draft's first round reads everything.
+then at work. ``--greedy`` lets it go on with the target's own choice at every place, as greedy decoding does, which may
+repeat itself where the text does not. ``by_row`` is the KL of the first, second and so on row of a round; the first
+``--skip`` rounds do not count, since a sparse draft's first round reads everything.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def test_the_kernel_goes_through_texts_of_several_blocks(monkeypatch):
 def test_starts_may_be_a_column_of_a_table():
     table = torch.tensor([[31, 9999, 7], [3, -5, 40], [44, 12, 2]], device=DEVICE)
     tokens = text(60, 3, seed=2)
-    found, wanted = (find(tokens, SLOTS, table[:, 0], 2, 3) for find in (echoes_triton.echoes, echoes_reference))
+    found, wanted = (
+        find(tokens, SLOTS, table[:, 0], 2, 3) for find in (echoes_triton.echoes, echoes_reference)
+    )
     assert torch.equal(*(part.view(3, 2, 3).sort(-1).values for part in (found, wanted)))
 
 
