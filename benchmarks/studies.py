@@ -285,6 +285,28 @@ def copied() -> Iterator[Command]:
     yield Command("fast_fidelity_copied", (script, *named, "--context", "2560", "--copied", "512", "2048"))
 
 
+def echoes() -> Iterator[Command]:
+    """What echoes bring: in evaluations, and to the fast path's rounds with and without a sparse draft."""
+    flat, few = "specattn:dense_layers=0:a=0.03:power=0.8", "specattn:map=global:dense_layers=0"
+    sizes = ("p=0.75:tail=0.06", "p=0.7:tail=0.07", "p=0.8:tail=0.1")
+    methods = [f"{flat}:{size}:every_row=true:echo=4" for size in sizes]
+    methods += [f"{flat}:p=0.75:tail=0.06:echo=4", sweep(f"{few}:p={{}}:echo=4", (0.9, 0.8)), f"{few}:p=0.9"]
+    yield fidelity("echo", 32768, methods)
+    script = str(ROOT / "examples" / "fast_fidelity.py")
+    named = (script, *texts((TEXTS[0], TEXTS[2])), *PAIR, "--out", "{out}")
+    drafts = (":draft_p=0.8:echo=4", ":draft_p=0.95:echo=4", ":echo=4")
+    short = (*named, "--methods", ",".join(f"{few}:p=0.9{draft}" for draft in drafts))
+    short = (*short, "--rounds", "22", "--device", "cpu")
+    yield Command("fast_fidelity_4096_echo", (*short, "--context", "4096"))
+    yield Command("fast_fidelity_copied_echo", (*short, "--context", "2560", "--copied", "512", "2048"))
+    settings = ("p=0.9", "p=0.9:draft_p=0.8:echo=4", "p=0.9:draft_p=0.95", "p=0.9:draft_p=0.8")
+    settings += ("p=0.95:draft_p=0.8:echo=4", "p=0.85:draft_p=0.8:echo=4", "p=0.9:echo=4")
+    long = (*named, "--methods", ",".join(f"{few}:{setting}" for setting in settings))
+    long = (*long, "--context", "31744", "--rounds", "24", "--skip", "3")
+    yield Command("fast_fidelity_32768", long)
+    yield Command("fast_fidelity_32768_greedy", (*long, "--greedy"))
+
+
 def lossless() -> Iterator[Command]:
     """Dense reads a token in lossless decoding: of prompts of many lengths, and of long ones."""
     script = str(ROOT / "examples" / "lossless_reads.py")
@@ -326,6 +348,7 @@ STUDIES: dict[str, Callable[[], Iterator[Command]]] = {
         frontier,
         tails,
         copied,
+        echoes,
         lossless,
         verified,
     )

@@ -6,8 +6,9 @@ feeds rounds the text's own tokens as proposals and compares each row's distribu
 is seen here. The draft remembers from round to round, as in decoding. On a CPU rounds are made of references.
 
 ``--copied N AT`` lets the text go on from token AT with its own tokens from the N-th on, once more: heads that copy are
-then at work. ``by_row`` is the KL of the first, second and so on row of a round; the first ``--skip`` rounds do not
-count, since a sparse draft's first round reads everything.
+then at work. ``--greedy`` lets it go on with the target's own choice at every place, as greedy decoding does, which may
+repeat itself where the text does not. ``by_row`` is the KL of the first, second and so on row of a round; the first
+``--skip`` rounds do not count, since a sparse draft's first round reads everything.
 """
 
 from __future__ import annotations
@@ -55,9 +56,14 @@ class ForcedRound(FastRound):
         return self.proposals[:, draw : draw + 1], logits[..., :0]
 
 
+def tokens_of(asked: argparse.Namespace) -> int:
+    """Tokens of each text: its context, all rounds, and one more."""
+    return int(asked.context + asked.rounds * (asked.gamma + 1) + 1)
+
+
 def cut(pair: Pair, asked: argparse.Namespace) -> list[list[int]]:
-    """The tokens of each text: its context, all rounds, and one more."""
-    length = asked.context + asked.rounds * (asked.gamma + 1) + 1
+    """The tokens of each text, :func:`tokens_of` of them; with ``--greedy`` those that are not the target's choice."""
+    length = asked.context + 1 if asked.greedy else tokens_of(asked)
     first, own = asked.copied or (0, length)
     if length - own > own - first:
         raise SystemExit(f"--copied {first} {own} leaves {own - first:,} tokens to copy of {length - own:,}")
@@ -83,6 +89,14 @@ def read(setting: Setting, texts: Texts) -> Setting:
             for slot, text in enumerate(texts):
                 runner.prefill(slot, text[: setting.context])
     return setting
+
+
+def continued(setting: Setting, texts: Texts, tokens: int) -> list[list[int]]:
+    """The texts, one token longer than what is in the caches, and behind them the target's choices up to ``tokens``."""
+    round = setting.round("plain")
+    setting.place(round, [(setting.context, text[-2], text[-1]) for text in texts])
+    chosen = [round.run()[:, 0].tolist() for _ in range(tokens - len(texts[0]))]
+    return [[*text, *more] for text, more in zip(texts, zip(*chosen, strict=True), strict=True)]
 
 
 def follow(
@@ -125,32 +139,34 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     asked = parser().parse_args(arguments)
     if not 0 <= asked.skip < asked.rounds:
         raise SystemExit(f"--skip {asked.skip} leaves none of {asked.rounds} rounds; give fewer")
+    if asked.greedy and asked.copied:
+        raise SystemExit("a text goes on with its own tokens or with the target's: give --copied or --greedy")
     pair = load_pair(asked)
     methods = [check_fast(pair.models, parse_method(name)) for name in split_methods(asked.methods)]
     mapping = resolve_mapping(pair, methods[0], Mapping.load(asked.mapping) if asked.mapping else None)
     assert mapping is not None and pair.draft is not None
-    texts = cut(pair, asked)
+    texts, length = cut(pair, asked), tokens_of(asked)
+    fast = FastPair.of("pair", pair.target, pair.draft, mapping.to(pair.device), methods[0], length + 64)
+    room = length - asked.context + 16
+    setting = read(Setting(fast, len(texts), asked.context, asked.gamma, room), texts)
+    if asked.greedy:
+        texts = continued(setting, texts, length)
     with attached(pair.target):
         dense = [dense_rows(pair, text, asked.context, pair.vocab_size) for text in texts]
-    length = len(texts[0])
-    fast = FastPair.of("pair", pair.target, pair.draft, mapping.to(pair.device), methods[0], length + 64)
     rows: list[dict[str, Any]] = []
     report = {
         "command": "fast_fidelity",
         "pair": pair.name,
-        **{name: getattr(asked, name) for name in ("context", "rounds", "skip", "gamma", "copied")},
+        **{name: getattr(asked, name) for name in ("context", "rounds", "skip", "gamma", "copied", "greedy")},
         "texts": [Path(path).stem for path in asked.text],
         "results": rows,
         "complete": False,
         "environment": environment(pair.device, pair.dtype),
     }
-    setting: Setting | None = None
     for number, method in enumerate(methods, 1):
         own = replace(fast, method=method)
-        if setting is None or setting.pair.method.draft_stores != method.draft_stores:
-            setting = read(
-                Setting(own, len(texts), asked.context, asked.gamma, length - asked.context + 16), texts
-            )
+        if setting.pair.method.draft_stores != method.draft_stores:
+            setting = read(Setting(own, len(texts), asked.context, asked.gamma, room), texts)
         setting.pair = own
         rows.append(follow(setting, texts, dense, asked))
         report["complete"] = number == len(methods)
@@ -172,6 +188,11 @@ def parser() -> argparse.ArgumentParser:
         nargs=2,
         metavar=("N", "AT"),
         help="from token AT on, the text from token N on again",
+    )
+    result.add_argument(
+        "--greedy",
+        action="store_true",
+        help="behind the context, the text's next token and then the target's own choices",
     )
     result.add_argument("--methods", default="specattn:map=global:dense_layers=0:p=0.9:draft_p=0.95")
     return result

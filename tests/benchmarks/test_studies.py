@@ -61,7 +61,7 @@ def test_scripts_take_their_options() -> None:
         if name in parsers:
             assert parsers[name](list(command.words[1:])).out == "{out}"
             seen[name] += 1
-    assert seen == {"fast_fidelity": 2, "lossless_reads": 4, "verified_rate": 2}
+    assert seen == {"fast_fidelity": 6, "lossless_reads": 4, "verified_rate": 2}
 
 
 def test_documents_have_names_of_their_own_and_mappings_are_made_before() -> None:
