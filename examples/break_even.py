@@ -56,6 +56,7 @@ def speed(pair: Pair, prompts: Sequence[list[int]], tokens: int, options: dict[s
     with Engine(
         pair, max_batch=len(prompts), max_tokens=longest * len(prompts), max_length=longest, **options
     ) as engine:
+        engine.prepare([len(prompts)])
         serve(engine, prompts, tokens)
         learnt = Counter(engine.policy.chosen)
         rate = serve(engine, prompts, tokens)

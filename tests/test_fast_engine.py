@@ -9,6 +9,7 @@ from tiny import tiny_mapping, tiny_model, tiny_pair
 
 from specattn.engine import Engine
 from specattn.errors import UsageError
+from specattn.fast.speculator import FastSpeculator
 from specattn.pairs import Pair
 from specattn.request import GenerationResult, Request
 from specattn.sampling import SamplingParams
@@ -174,3 +175,28 @@ def test_on_a_cpu_the_engine_takes_the_other_path_unless_told():
     path = engine(pair).path
     assert not path.fast and "GPU" in path.reason
     assert engine(pair, fast=True).path.fast
+
+
+def test_prepared_rounds_are_not_made_while_requests_wait(monkeypatch):
+    built = []
+    build = FastSpeculator._build
+
+    def counted(self, batch, gamma, sampling):
+        built.append((batch, gamma))
+        return build(self, batch, gamma, sampling)
+
+    monkeypatch.setattr(FastSpeculator, "_build", counted)
+    options = {"fast": True, "gamma": "auto", "fallback": True, "max_batch": 3}
+    method = "specattn:p=0.6:draft_p=0.8"
+    with engine(pair := tiny_pair("llama"), method, **options) as served:
+        served.prepare()
+        assert {batch for batch, _ in built} == {1, 2, 4}
+        assert len(built) == len(set(served.policy.plans)) * 3
+        ready = len(built)
+        for prompt in (PROMPT, PROMPT[:9], PROMPT[3:20]):
+            served.submit(Request(prompt, 20, ignore_eos=True))
+        results = [update.result for update in served.stream() if update.result]
+    assert len(results) == 3 and len(built) == ready
+    with engine(pair, fast=False) as slow:
+        slow.prepare([1])
+    assert len(built) == ready, "there is nothing to prepare in PyTorch"

@@ -5,7 +5,7 @@ A round serves every active request at once; requests are admitted when there is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +168,21 @@ class Engine:
             CacheFullError: if it is larger than the whole cache.
         """
         return self._admission.submit(request)
+
+    def prepare(self, batches: Sequence[int] | None = None) -> None:
+        """Have greedy rounds of all plans ready before requests come, for so many requests at once.
+
+        On the fast path a round of another size of batch or draft length is compiled and captured when it is first
+        needed, which takes seconds; with ``gamma="auto"`` or ``fallback`` that happens while requests wait. On the
+        other path there is nothing to prepare, and cycles of the lossless mode are not prepared.
+
+        Args:
+            batches: numbers of requests, which are padded to powers of two; all up to ``max_batch`` if ``None``.
+        """
+        most = self._admission.runners[0].cache.spare_slot
+        for requests in range(1, most + 1) if batches is None else batches:
+            for plan in self.policy.plans:
+                self._rounds.prepare(plan, requests)
 
     def stream(self) -> Iterator[Update]:
         """Run rounds until nothing is left to do."""

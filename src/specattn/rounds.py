@@ -47,6 +47,9 @@ class Rounds(Protocol):
     def enter(self, active: ActiveRequest) -> None:
         """Take in a request whose prompt has been read."""
 
+    def prepare(self, plan: Plan, requests: int) -> None:
+        """Have greedy rounds of so many requests ready before the first of them is launched."""
+
     def launch(self, requests: Mapping[int, ActiveRequest], plan: Plan) -> Flight:
         """Start the next round of these requests."""
 
@@ -86,6 +89,9 @@ class TorchRounds:
 
     def enter(self, active: ActiveRequest) -> None:
         """Nothing to do: each round is told where its requests stand."""
+
+    def prepare(self, plan: Plan, requests: int) -> None:
+        """Nothing to do: nothing is compiled or captured."""
 
     def launch(self, requests: Mapping[int, ActiveRequest], plan: Plan) -> Flight:
         """Run the next round of these requests."""

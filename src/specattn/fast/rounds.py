@@ -40,6 +40,12 @@ class FastRounds:
         """Tell the device where the request stands."""
         self.speculator.enter(batch_of([active], self.speculator.target.device))
 
+    def prepare(self, plan: Plan, requests: int) -> None:
+        """Compile and capture greedy rounds of so many requests."""
+        speculator = self._variants.of(plan)
+        assert isinstance(speculator, FastSpeculator)
+        speculator.prepare(requests, plan.gamma)
+
     def launch(self, requests: Mapping[int, ActiveRequest], plan: Plan) -> Flight:
         """Start the next round of these requests."""
         speculator = self._variants.of(plan)

@@ -20,7 +20,7 @@ from specattn.fast.round import FastRound
 from specattn.fast.sparse_draft import DraftMemory
 from specattn.landed import Landed
 from specattn.plan import draft_steps
-from specattn.sampling import SamplingState
+from specattn.sampling import SamplingParams, SamplingState
 from specattn.selection.base import Method
 from specattn.speculation import Batch, Outcome, Speculator
 
@@ -160,6 +160,12 @@ class FastSpeculator(Speculator):
         landing, requests = next(ready.landings), len(slots)
         landing.launch(ready.run)
         return lambda: landing.land(requests)
+
+    @torch.inference_mode()
+    def prepare(self, requests: int, gamma: int) -> None:
+        """Have greedy rounds of so many requests ready before the first of them is launched."""
+        sampling = SamplingState.of([SamplingParams()] * requests, self.target.device)
+        self._ready(requests, gamma, sampling)
 
     @torch.inference_mode()
     def round(self, batch: Batch, gamma: int) -> Outcome:
