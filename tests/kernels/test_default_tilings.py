@@ -76,3 +76,10 @@ def test_a_layer_of_30_mb_gives_most_multiprocessors_something(starts_early):
 
 def test_lines_of_no_multiple_of_16_bytes_are_not_described(starts_early):
     assert not norm_tiling(48, 2048, 1537, CPU).described
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_launches_are_told(early):
+    tiling = ProductTiling(columns=32, depth=64, warps=8, stages=3, early=early, described=True)
+    told = {"BLOCK_K": 64, "DESCRIBED": True, "EARLY": early, "num_warps": 8, "num_stages": 3}
+    assert tiling.options == told | ({"launch_pdl": True} if early else {})

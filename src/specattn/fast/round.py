@@ -148,9 +148,9 @@ class FastRound:
     def target_logits(self, inputs: RoundInputs, tokens: Tensor) -> Tensor:
         """The target's logits ``[batch, gamma + 1, vocab]`` for the pending token and the proposals."""
         lengths, slots, rows = inputs.lengths, inputs.slots, tokens.shape[1]
-        self.target.runner.cache.note(slots, steps(lengths, rows), tokens)
-        selection = self._select(inputs, rows)
         cache, positions = self.target.runner.cache, steps(lengths, rows)
+        cache.note(slots, positions, tokens)
+        selection = self._select(inputs, rows)
         ends = (lengths + rows).int()
         self._count(inputs, selection, ends)
         dense, sparse = self._schedules(selection, ends)

@@ -57,9 +57,7 @@ def linear_add(
         rows, channels, outputs, steps,
         PARTS=parts, SHRINK=shrinkage(x.dtype),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
-        BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        DESCRIBED=tiling.described, EARLY=tiling.early,
-        num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
+        BLOCK_M=block_m, BLOCK_N=tiling.columns, **tiling.options,
     )  # fmt: skip
     return out, NormedRows(scaled, squares, eps)
 

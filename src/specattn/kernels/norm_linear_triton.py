@@ -57,9 +57,7 @@ def _launch(
         squares, bias, out, rows, channels, outputs, parts, normed.eps,
         GATED=is_gated, SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts),
         EVEN_N=outputs % tiling.columns == 0, EVEN_K=channels % tiling.depth == 0,
-        BLOCK_M=block_m, BLOCK_N=tiling.columns, BLOCK_K=tiling.depth,
-        DESCRIBED=tiling.described, EARLY=tiling.early,
-        num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
+        BLOCK_M=block_m, BLOCK_N=tiling.columns, **tiling.options,
     )  # fmt: skip
     return out
 

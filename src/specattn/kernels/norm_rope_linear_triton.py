@@ -57,9 +57,7 @@ def norm_rope_linear(
         query, keys, values, tokens, channels, parts, normed.eps,
         QUERY_HEADS=query.shape[1], KV_HEADS=kv_heads, HALF=head_dim // 2,
         SHRINK=shrinkage(x.dtype), SQUARES=triton.next_power_of_2(parts), EVEN_K=channels % tiling.depth == 0,
-        BLOCK_M=block_m, BLOCK_N=columns, BLOCK_K=tiling.depth,
-        DESCRIBED=tiling.described, EARLY=tiling.early,
-        num_warps=tiling.warps, num_stages=tiling.stages, **({"launch_pdl": True} if tiling.early else {}),
+        BLOCK_M=block_m, BLOCK_N=columns, **tiling.options,
     )  # fmt: skip
     return query
 

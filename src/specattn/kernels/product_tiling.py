@@ -41,6 +41,13 @@ class ProductTiling:
     early: bool = False
     described: bool = False
 
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What every launch of such a product is told."""
+        options = {"BLOCK_K": self.depth, "DESCRIBED": self.described, "EARLY": self.early}
+        options |= {"num_warps": self.warps, "num_stages": self.stages}
+        return options | ({"launch_pdl": True} if self.early else {})
+
     def cut(self, channels: int) -> tuple[int, int]:
         """Programs that share ``channels``, none without any, and the fetches of each."""
         fetches = -(-channels // self.depth)

@@ -58,12 +58,12 @@ class Self(Method):
         assert scores is not None
         weights = pad(scores.probabilities, (0, state.max_length - scores.probabilities.shape[-1]))
         known = nucleus(weights, self.p, scores.positions, sink=self.sink, recent=self.window)
+        position = torch.arange(state.max_length, device=weights.device)
+        seen = position < scores.positions[:, None]
         if state.text is not None:
             found = echoes_reference(*state.text, scores.ends, 1, self.echo)
-            seen = torch.arange(state.max_length, device=weights.device) < scores.positions[:, None]
             known |= (echo_mask(following(found, FOLLOWED), state.max_length) & seen)[:, None, None]
-        position = torch.arange(state.max_length, device=weights.device)
-        since = (position >= scores.positions[:, None]) & (position < state.lengths[:, None])
+        since = ~seen & (position < state.lengths[:, None])
         return Selection.from_mask(known | since[:, None, None])
 
     def select(self, state: LayerState) -> Selection:
