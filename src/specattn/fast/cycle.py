@@ -140,7 +140,8 @@ class DensePass:
             pool = (query, cache.keys[layer], cache.values[layer], cache.block_table, slots)
             lse = None if self.scores is None else self.scores.of(layer, query)
             where = (positions, self.target.scaling, cache.page_size)
-            return attention(*pool, ends, *where, lse=lse, workspace=self.workspace, schedule=schedule)
+            plan = {"workspace": self.workspace, "schedule": schedule, "settled": True}
+            return attention(*pool, ends, *where, lse=lse, **plan)
 
         return self.target.logits(tokens, slots, positions, attend, self.rows)
 

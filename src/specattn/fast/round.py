@@ -160,11 +160,11 @@ class FastRound:
             where = (positions, self.target.scaling, cache.page_size)
             if selection is None or self.method.is_dense(layer):
                 return self.operations.dense_attention(
-                    *pool, ends, *where, workspace=self.workspace, schedule=dense
+                    *pool, ends, *where, workspace=self.workspace, schedule=dense, settled=True
                 )
             lists, schedule = selection.of_layer(layer), sparse and sparse.of_layer(layer)
             return self.operations.sparse_attention(
-                *pool, lists, *where, workspace=self.workspace, schedule=schedule
+                *pool, lists, *where, workspace=self.workspace, schedule=schedule, settled=True
             )
 
         return self.target.logits(tokens, slots, positions, attend, rows)

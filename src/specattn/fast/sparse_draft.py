@@ -195,6 +195,7 @@ class SparseDraftSteps(Step):
                 lse=lse,
                 workspace=self.workspace,
                 schedule=self._schedule and self._schedule.of_layer(layer),
+                settled=True,
             )
             self._attended.append(query[:, -1])
             return out

@@ -3,6 +3,9 @@
 
 A launch lets the next one start when its programs have read what they read, and does the rest beside it. Any earlier,
 and the next one's programs, which wait, would take the places of its own, and not as evenly.
+
+Before it waits a launch may read what was written before the launch before it began its work: that one has waited, too,
+or was launched when all was written.
 """
 
 from __future__ import annotations

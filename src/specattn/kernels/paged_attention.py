@@ -39,6 +39,7 @@ def sparse_paged_attention(
     lse: Tensor | None = None,
     workspace: Workspace | None = None,
     schedule: Schedule | None = None,
+    settled: bool = False,
 ) -> Tensor:
     """Softmax attention over selected tokens, renormalised over them.
 
@@ -59,6 +60,8 @@ def sparse_paged_attention(
             contiguous.
         workspace: allocated for this batch and at least as many rows; made, by a launch of its own, if ``None``.
         schedule: this layer's, made with the workspace for lists at least as long; made, by a launch, if ``None``.
+        settled: whether the launch before this one writes nothing of what is given but ``query`` and the rows' own keys
+            and values. All else is then read while that launch ends, see :mod:`specattn.kernels.early_launch_triton`.
 
     Returns:
         ``[batch, rows, query_heads, head_dim]``, in the query's dtype; computed in float32.
@@ -68,7 +71,7 @@ def sparse_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(selection.counts, selection.indices.shape[-1], selection.indices, selection.log_weights)
-    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule, settled)
 
 
 def dense_paged_attention(
@@ -86,6 +89,7 @@ def dense_paged_attention(
     lse: Tensor | None = None,
     workspace: Workspace | None = None,
     schedule: Schedule | None = None,
+    settled: bool = False,
 ) -> Tensor:
     """Softmax attention over the first ``lengths`` (int32 ``[batch]``) tokens of each slot, up to a row's own.
 
@@ -94,7 +98,7 @@ def dense_paged_attention(
     """
     pool = _Pool(keys, values, block_table, slots, page_size)
     lists = _Lists(lengths[:, None].expand(-1, keys.shape[1]), block_table.shape[1] * page_size)
-    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule)
+    return _attend(query, pool, lists, positions, scaling, out, lse, workspace, schedule, settled)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ def _attend(
     lse: Tensor | None,
     workspace: Workspace | None,
     plan: Schedule | None,
+    settled: bool,
 ) -> Tensor:
     """Check, make what was not given, launch."""
     batch, rows, query_heads, head_dim = query.shape
@@ -189,7 +194,7 @@ def _attend(
     if plan is None:
         plan = schedule(lists.counts[:, None], workspace, listed=lists.indices is not None).of_layer(0)
     _check_cut(plan.cut, batch, rows, query_heads, kv_heads, head_dim)
-    _launch(plan, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace)
+    _launch(plan, query, pool, lists, positions.contiguous(), scaling, out, lse, workspace, settled)
     return out
 
 
@@ -217,6 +222,7 @@ def _launch(
     out: Tensor,
     lse: Tensor | None,
     workspace: Workspace,
+    settled: bool,
 ) -> None:
     _, rows, query_heads, head_dim = query.shape
     kv_heads = pool.keys.shape[1]
@@ -257,6 +263,7 @@ def _launch(
         BLOCK_D=cut.block_d,
         PARTS=cut.parts_at_once,
         EARLY=early,
+        SETTLED=settled,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
         **({"launch_pdl": True} if early else {}),

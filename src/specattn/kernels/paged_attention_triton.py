@@ -75,8 +75,9 @@ def attention_kernel(
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
     EARLY: tl.constexpr,
+    SETTLED: tl.constexpr,  # only queries and these rows' keys and values are of the launch before
 ):
-    if EARLY:
+    if EARLY and not SETTLED:
         wait_for_launch_before()
     program = tl.program_id(0)
     stretch = stretches + program * FIELDS
@@ -98,22 +99,34 @@ def attention_kernel(
     query_heads = head * GROUP + m % GROUP
     live = m < rows * GROUP
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
+    last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
+    pages = block_table + slot * table_slot
+    list_at = batch.to(tl.int64) * list_batch + head * list_head
+    stop = tl.minimum(stop, count)
+    lanes = tl.arange(0, BLOCK_N)
+    token = _tokens(indices, list_at, start + lanes, stop)
+    following = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
+    place = _place(pages, token, PAGE)
+    if EARLY and SETTLED:
+        wait_for_launch_before()
     at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
     q = tl.load(query + at[:, None] + dims[None, :], mask=mask, other=0.0)
-    last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
 
     part, lse = _attend(
         q,
         last_seen,
+        token,
+        following,
+        place,
         keys + head * pool_head,
         values + head * pool_head,
-        block_table + slot * table_slot,
+        pages,
         indices,
-        batch.to(tl.int64) * list_batch + head * list_head,
+        list_at,
         log_weights,
         batch.to(tl.int64) * weight_batch + head * weight_head,
         start,
-        tl.minimum(stop, count),
+        stop,
         scaling * LOG2_E,
         pool_row,
         PAGE,
@@ -128,9 +141,9 @@ def attention_kernel(
     if parts == 1:
         _write(part, lse, out, lse_out, to, live, HEAD_DIM, BLOCK_D)
     else:
-        place = program.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        tl.store(partials + place[:, None] * BLOCK_D + dims[None, :], part, mask=mask)
-        tl.store(lses + place, lse)
+        own = program.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+        tl.store(partials + own[:, None] * BLOCK_D + dims[None, :], part, mask=mask)
+        tl.store(lses + own, lse)
         if _arrive(arrivals + unit, parts - 1):
             part, lse = _combine(
                 partials, lses, first, first + parts - 1, live, HEAD_DIM, BLOCK_M, BLOCK_D, PARTS
@@ -142,6 +155,9 @@ def attention_kernel(
 def _attend(
     q,  # [BLOCK_M, BLOCK_D]
     last_seen,  # [BLOCK_M]: the last position that a row sees
+    token,  # [BLOCK_N]: of the first tile
+    following,  # of the second
+    place,  # the first tile's rows of the pool
     keys,
     values,
     pages,
@@ -170,9 +186,6 @@ def _attend(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     # Where keys lie depends on their page, and the page on the token. Loads of the same iteration would wait for each
     # other, and Triton would make pipeline stages of them at the keys' expense, so they come from iterations before.
-    token = _tokens(indices, list_at, start + lanes, stop)
-    following = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
-    place = _place(pages, token, PAGE)
     for offset in range(start, stop, BLOCK_N):
         entry = offset + lanes
         valid = entry < stop

@@ -66,8 +66,8 @@ def attention_variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterat
 
 
 def early(variant: Variant) -> Variant:
-    """``variant`` as a GPU takes it whose launches can start early."""
-    return variant._replace(constants={**variant.constants, "EARLY": True}, least=90)
+    """``variant`` as a GPU takes it whose launches can start early, in a decoder's layers."""
+    return variant._replace(constants={**variant.constants, "EARLY": True, "SETTLED": True}, least=90)
 
 
 def _sized(
@@ -88,6 +88,7 @@ def _sized(
     at_once = {
         "PARTS": Partition(tiling, 1, 1, 1, block_m, block_d).parts_at_once,
         "EARLY": False,
+        "SETTLED": False,
     }
     constants = sizes | at_once | {"BLOCKS": 1, "PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)
