@@ -22,58 +22,66 @@ class TextStream:
         stop: strings at which the text ends; they are not part of it.
 
     Attributes:
-        text: what was decoded so far, without a stop string.
         stopped: whether a stop string was found.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        self.text = ""
         self.stopped = False
         self._stop = tuple(stop)
+        self._longest = max(map(len, self._stop), default=1)
         self._backend = tokenizer.backend_tokenizer
-        # Tokens that may still take part in a character, and how many of them are in the text already.
+        # Tokens that may still take part in a character, how many of them are in the text already, and how much of it.
         self._recent: list[int] = []
         self._known = 0
-        self._emitted = 0
+        self._read = 0
+        self._taken: list[str] = []
+        # No stop string begins before it: what may be the beginning of one is not taken.
+        self._rest = ""
+
+    @property
+    def text(self) -> str:
+        """What was decoded so far, without a stop string."""
+        return "".join([*self._taken, self._rest])
 
     def push(self, token: int) -> None:
-        """Decode one more token; sets ``stopped`` when it completes a stop string."""
-        piece = self._decode(token)
-        if not piece:
+        """Decode one more token; sets ``stopped`` when it completes a stop string.
+
+        Nothing is added to the text while a character is unfinished. The tokens before it are decoded again, as what a
+        token reads may depend on them (a space, a run of bytes).
+        """
+        self._recent.append(token)
+        whole = self._decoded()
+        if len(whole) <= self._read or whole.endswith(REPLACEMENT):
             return
-        longest = max((len(stop) for stop in self._stop), default=0)
-        since = max(0, len(self.text) - longest + 1)
-        self.text += piece
-        found = [at for stop in self._stop if (at := self.text.find(stop, since)) >= 0]
-        if found:
-            self.text = self.text[: min(found)]
-            self.stopped = True
+        self._rest += whole[self._read :]
+        if self._stop:
+            self._cut(len(whole) - self._read)
+        del self._recent[: self._known]
+        self._known, self._read = len(self._recent), len(self._decoded())
 
     def take(self, *, final: bool = False) -> str:
         """Text that was not taken yet, less a tail that may turn out to begin a stop string unless ``final``."""
-        end = len(self.text) if final or self.stopped else len(self.text) - self._held_back()
-        piece = self.text[self._emitted : end]
-        self._emitted = max(self._emitted, end)
+        certain = final or self.stopped or not self._stop
+        end = len(self._rest) if certain else len(self._rest) - self._held_back()
+        piece, self._rest = self._rest[:end], self._rest[end:]
+        self._taken.append(piece)
         return piece
 
-    def _decode(self, token: int) -> str:
-        """What ``token`` adds to the text: nothing while a character is unfinished.
+    def _cut(self, new: int) -> None:
+        """Look for a stop string that ends in the last ``new`` characters."""
+        since = max(0, len(self._rest) - new - self._longest + 1)
+        found = [at for stop in self._stop if (at := self._rest.find(stop, since)) >= 0]
+        if found:
+            self._rest = self._rest[: min(found)]
+            self.stopped = True
 
-        The tokens before it are decoded again, as what a token reads may depend on them (a space, a run of bytes).
-        """
-        self._recent.append(token)
-        known = self._backend.decode(self._recent[: self._known], skip_special_tokens=True)
-        whole = self._backend.decode(self._recent, skip_special_tokens=True)
-        if whole.endswith(REPLACEMENT) or len(whole) <= len(known):
-            return ""
-        self._recent = self._recent[self._known :]
-        self._known = len(self._recent)
-        return whole[len(known) :]
+    def _decoded(self) -> str:
+        text: str = self._backend.decode(self._recent, skip_special_tokens=True)
+        return text
 
     def _held_back(self) -> int:
-        longest = max((len(stop) for stop in self._stop), default=1)
-        for count in range(min(longest - 1, len(self.text)), 0, -1):
-            if any(stop.startswith(self.text[-count:]) for stop in self._stop if len(stop) > count):
+        for count in range(min(self._longest - 1, len(self._rest)), 0, -1):
+            if any(stop.startswith(self._rest[-count:]) for stop in self._stop if len(stop) > count):
                 return count
         return 0
 
