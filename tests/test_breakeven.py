@@ -141,6 +141,22 @@ def test_what_can_not_be_the_best_is_never_tried():
     assert set(simulation.policy.chosen) == {Plan(4, True)}
 
 
+def test_a_plan_is_judged_by_what_is_nearest_now():
+    """At every size it has a measurement that says most, until a better one is made."""
+    size, plan = Size(1, 2_000), Plan(4, True)
+    policy = BreakEven([plan, Plan(2, True), Plan(0, False)], ByteModel(*THIN))
+    costs = []
+    for other, cost in [
+        (Plan(0, False), 3e-12),
+        (Plan(2, True), 2e-12),
+        (Plan(2, True), 1e-12),
+        (plan, 5e-12),
+    ]:
+        policy.observe(other, size, cost * policy.model.nbytes(other, size.tokens))
+        costs.append(policy.seconds(plan, size) / policy.model.nbytes(plan, size.tokens))
+    assert costs == pytest.approx([3e-12, 2e-12, 1e-12, 5e-12])
+
+
 def test_the_report_says_what_was_chosen_and_what_the_other_modes_would_take():
     simulation = Simulation(Device(THIN, 0.1, 0.7), candidates(SPECATTN, 4, drafting=True, fallback=True))
     simulation.run(SIZES[3], 100)
@@ -149,7 +165,9 @@ def test_the_report_says_what_was_chosen_and_what_the_other_modes_would_take():
     assert next(iter(report["rounds"])) == "sparse, gamma 4"
     assert report["density"] == pytest.approx(0.1, abs=0.01)
     assert report["acceptance"] == pytest.approx(0.7, abs=0.1)
-    first, *others = report["reason"].split("; ")
+    size, worths = report["reason"].split(": ", 1)
+    assert size == "at 32,000 tokens x 16"
+    first, *others = worths.split("; ")
     assert first.startswith("sparse, gamma 4: 2.") and "took" in first
     assert sorted(other.split(":")[0] for other in others) == ["dense, gamma 4", "dense, no draft"]
 

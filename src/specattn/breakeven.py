@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from specattn.byte_model import ByteModel
@@ -48,10 +49,14 @@ class Size:
     batch: int
     tokens: int
 
-    @property
+    @cached_property
     def bucket(self) -> tuple[int, int]:
         """Sizes whose seconds a byte are alike: powers of two of the batch and of the mean context."""
         return (self.batch - 1).bit_length(), (self.tokens // self.batch).bit_length()
+
+
+Case = tuple[Plan, tuple[int, int]]
+"""A plan, and the bucket of the sizes at which it ran."""
 
 
 @dataclass
@@ -91,7 +96,8 @@ class BreakEven:
     def __init__(self, plans: Sequence[Plan], model: ByteModel) -> None:
         self.plans, self.model, self.acceptance = plans, model, Acceptance()
         self.chosen: Counter[Plan] = Counter()
-        self._measured: dict[tuple[Plan, tuple[int, int]], Measurement] = {}
+        self._measured: dict[Case, Measurement] = {}
+        self._nearest: dict[Case, Case] = {}
         self._incumbent, self._size = plans[0], Size(1, 1)
 
     @property
@@ -102,7 +108,8 @@ class BreakEven:
     def choose(self, size: Size) -> Plan:
         """The plan of the next round."""
         self._size = size
-        self._incumbent = max(self.plans, key=lambda plan: self._promise(plan, size))
+        if len(self.plans) > 1:
+            self._incumbent = max(self.plans, key=lambda plan: self._promise(plan, size))
         return self._incumbent
 
     def observe(self, plan: Plan, size: Size, seconds: float) -> None:
@@ -112,6 +119,8 @@ class BreakEven:
             self.acceptance.fade()
         now, cost = self.chosen.total(), seconds / self.model.nbytes(plan, size.tokens)
         known = self._measured.get((plan, size.bucket))
+        if known is None:
+            self._nearest.clear()
         if known is None or now - known.last >= PATIENCE:
             self._measured[plan, size.bucket] = Measurement(cost, now)
         else:
@@ -126,8 +135,8 @@ class BreakEven:
 
     def seconds(self, plan: Plan, size: Size) -> float:
         """What a round is expected to take."""
-        nearest = self._nearest(plan, size)
-        return self.model.nbytes(plan, size.tokens) * (self._measured[nearest].seconds if nearest else 1.0)
+        cost = self._measured[self._nearest_to(plan, size)].seconds if self._measured else 1.0
+        return self.model.nbytes(plan, size.tokens) * cost
 
     def speed(self, plan: Plan, size: Size) -> float:
         """Tokens a second of each request that there is reason to hope for."""
@@ -149,34 +158,40 @@ class BreakEven:
 
     def _doubt(self, plan: Plan, size: Size) -> float:
         """By what factor a plan may be faster than expected."""
-        measured = self._measured.get((plan, size.bucket))
-        if measured is None and self.chosen.total() < SETTLING:
+        measured, now = self._measured.get((plan, size.bucket)), self.chosen.total()
+        if measured is None and now < SETTLING:
             return 1.0
         if measured is None:
-            return SIMILAR if any(other.mode == plan.mode for other, _ in self._measured) else UNKNOWN
-        age = self.chosen.total() - measured.last
+            return SIMILAR if self._nearest_to(plan, size)[0].mode == plan.mode else UNKNOWN
+        age = now - measured.last
         stale = 1 + min(MOST_STALE, STALENESS * age / PATIENCE) if age >= PATIENCE else 1.0
         return stale if measured.rounds >= TRIALS else max(SIMILAR, stale)
 
-    def _nearest(self, plan: Plan, size: Size) -> tuple[Plan, tuple[int, int]] | None:
-        """The measurement that says most about a plan: of its mode, then of this size, then of about its gamma."""
+    def _nearest_to(self, plan: Plan, size: Size) -> Case:
+        """The measurement that says most about a plan: of its mode, then of this size, then of about its gamma.
+
+        There must be one. It is looked for once, until something else has been measured.
+        """
         here = (plan, size.bucket)
         if here in self._measured:
             return here
 
-        def distance(key: tuple[Plan, tuple[int, int]]) -> tuple[int, int, int]:
-            other, bucket = key
+        def distance(case: Case) -> tuple[int, int, int]:
+            other, bucket = case
             differs = sum(a != b for a, b in zip(other.mode, plan.mode, strict=True))
             far = sum(abs(a - b) for a, b in zip(bucket, size.bucket, strict=True))
             return differs, far, abs(other.gamma - plan.gamma)
 
-        return min(self._measured, key=distance, default=None)
+        if here not in self._nearest:
+            self._nearest[here] = min(self._measured, key=distance)
+        return self._nearest[here]
 
     def _reason(self) -> str:
-        """The last choice beside the best plan of every other mode."""
+        """The last choice beside the best plan of every other mode, at its own size: few requests may be left."""
         best = {plan.mode: plan for plan in sorted(self.plans, key=lambda plan: self.speed(plan, self._size))}
         best.pop(self._incumbent.mode)
-        return "; ".join(map(self._worth, [self._incumbent, *best.values()]))
+        worths = "; ".join(map(self._worth, [self._incumbent, *best.values()]))
+        return f"at {self._size.tokens // self._size.batch:,} tokens x {self._size.batch}: {worths}"
 
     def _worth(self, plan: Plan) -> str:
         known = (plan, self._size.bucket) in self._measured

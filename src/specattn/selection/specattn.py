@@ -8,6 +8,7 @@ mean, which is about as good as the union and costs one selection instead of gam
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -121,7 +122,7 @@ class SpecAttn(Method):
         check_power(self.name, self.power, promised=bool(self.eps))
         check_centroids(self.name, self.centroids, sampled=bool(self.tail or self.eps))
 
-    @property
+    @cached_property
     def needs(self) -> Need:
         scores = Need.SCORES if self.signals == "both" else Need.NOTHING
         last = Need.EVERY_ROW if self.every_row else Need.NOTHING
