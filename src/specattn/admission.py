@@ -91,7 +91,8 @@ class Admission:
             self.audit.begin(slots[0], request.sampling.seed)
         limit = min(request.max_new_tokens, self.pair.context_limit - len(request.prompt))
         stream = TextStream(self.pair.tokenizer, request.stop)
-        return id, ActiveRequest(request, slots[0], stream, self.pair.eos_token_ids, limit)
+        eos = frozenset[int]() if request.ignore_eos else self.pair.eos_token_ids
+        return id, ActiveRequest(request, slots[0], stream, eos, limit)
 
     def read(self, active: ActiveRequest) -> None:
         """Let both models read the prompt, and draw the first token."""

@@ -162,9 +162,11 @@ class PagedKVCache:
         Raises:
             UsageError: if ``length`` is negative or beyond the slot's room.
         """
-        if not 0 <= length <= self.capacity(slot):
-            raise UsageError(f"slot {slot} has room for {self.capacity(slot)} tokens, not {length}")
-        self._allocation(slot).length = length
+        allocation = self._allocation(slot)
+        room = len(allocation.pages) * self.page_size
+        if not 0 <= length <= room:
+            raise UsageError(f"slot {slot} has room for {room} tokens, not {length}")
+        allocation.length = length
 
     def compact(self, slot: int, kept: Tensor) -> None:
         """Drop all tokens of ``slot`` but those at ``kept``, for good, and give the pages back that it has no use for.

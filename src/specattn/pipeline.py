@@ -64,14 +64,12 @@ class Pipeline:
 
     def _going_on(self, active: Mapping[int, ActiveRequest]) -> dict[int, ActiveRequest]:
         """The requests of the next round: all but those that the round in flight will end, as it has a token."""
+        in_flight = self._flight.requests if self._flight is not None else {}
         return {
             id: request
             for id, request in active.items()
-            if request.finish_reason is None and len(request.tokens) + self._in_flight(id) < request.limit
+            if request.finish_reason is None and len(request.tokens) + (id in in_flight) < request.limit
         }
-
-    def _in_flight(self, id: int) -> bool:
-        return self._flight is not None and id in self._flight.requests
 
     def _must_know(self, requests: Mapping[int, ActiveRequest], plan: Plan) -> bool:
         """Whether the next round depends on what the host has not read: near the context's end, or for the draft."""
@@ -156,11 +154,12 @@ class Pipeline:
     def _take(
         self, request: ActiveRequest, plan: Plan, tokens: Sequence[int], reads: Sequence[float]
     ) -> None:
-        request.accepted.append(len(tokens) - 1)
+        accepted = len(tokens) - 1
+        request.accepted.append(accepted)
         request.proposed += plan.gamma
-        read, full = (after - before for after, before in zip(reads[:2], request.reads[:2], strict=True))
         if not self.lossless:
-            self.policy.observe_request(plan, len(tokens) - 1, read / full)
+            share = (reads[0] - request.reads[0]) / (reads[1] - request.reads[1])
+            self.policy.observe_request(plan, accepted, share)
         request.reads = reads
         request.push(tokens)
         self.rounds.commit(request, plan)

@@ -157,6 +157,7 @@ class ActiveRequest:
     slot: int
     stream: TextStream
     eos: frozenset[int]
+    """Tokens that end it."""
     limit: int
     """Tokens it may generate: what was asked for, or what the context leaves."""
     tokens: list[int] = field(default_factory=list)
@@ -186,18 +187,16 @@ class ActiveRequest:
 
     def push(self, tokens: Sequence[int]) -> None:
         """Take new tokens until one of them ends the request; the rest is dropped."""
-        for token in tokens:
+        for token in tokens[: self.limit - len(self.tokens)]:
             self.tokens.append(token)
-            if token in self.eos and not self.request.ignore_eos:
-                self.finish_reason = "stop"
-            else:
+            ended = token in self.eos
+            if not ended:
                 self.stream.push(token)
-                if self.stream.stopped:
-                    self.finish_reason = "stop"
-                elif len(self.tokens) >= self.limit:
-                    self.finish_reason = "length"
-            if self.finish_reason:
+            if ended or self.stream.stopped:
+                self.finish_reason = "stop"
                 return
+        if len(self.tokens) == self.limit:
+            self.finish_reason = "length"
 
     def result(
         self,

@@ -54,6 +54,5 @@ class HostLanding:
 
 def _read(report: Tensor, seconds: float) -> Landed:
     """What a report says that is on the host."""
-    rows, counts = report[:, : -1 - READS].tolist(), report[:, -1 - READS].tolist()
-    reads = report[:, -READS:].contiguous().view(torch.float64).tolist()
-    return Landed([row[:count] for row, count in zip(rows, counts, strict=True)], reads, seconds)
+    rows, reads = report.tolist(), report[:, -READS:].view(torch.float64).tolist()
+    return Landed([row[: row[-1 - READS]] for row in rows], reads, seconds)
