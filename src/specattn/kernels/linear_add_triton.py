@@ -95,21 +95,30 @@ def linear_add_kernel(
     output = tile * BLOCK_N + column
     first = part * steps * BLOCK_K
     last = tl.minimum(first + steps * BLOCK_K, channels)
+    inside = output < outputs
+    # What is added to the product is asked for before it, so that it is there.
+    if bias is not None:
+        bias = tl.load(bias + output, mask=inside, other=0.0)
+    factor = tl.load(gain + output, mask=inside, other=0.0)
     if EARLY:
         wait_for_launch_before()
+    live = (row < rows)[:, None] & inside[None, :]
+    at = row[:, None] * outputs + output[None, :]
+    if PARTS == 1:
+        before = tl.load(stream + at, mask=live, other=0.0)
     if DESCRIBED:
         acc = multiply_described(
             x, weight, 0, tile * BLOCK_N, first, last, False, BLOCK_M, BLOCK_N, BLOCK_K
         )  # fmt: skip
     else:
         acc = multiply(
-            x, weight, output, output < outputs, first, last, rows, channels,
+            x, weight, output, inside, first, last, rows, channels,
             EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     if EARLY:
         let_next_start()
     if PARTS == 1:
-        _add(acc, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK)
+        _add(acc, bias, before, factor, out, scaled, squares + tile * rows, row, inside, at, rows, SHRINK)
     else:
         place = partials + tile * (PARTS * BLOCK_M * BLOCK_N) + row[:, None] * BLOCK_N + column[None, :]
         kept = (row < rows)[:, None]
@@ -118,31 +127,29 @@ def linear_add_kernel(
         tl.debug_barrier()
         if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
             tl.store(arrivals + tile, 0)
+            before = tl.load(stream + at, mask=live, other=0.0)
             total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for other in tl.static_range(PARTS):  # unrolled: their loads do not wait for each other
                 # Past the first-level cache, which other programs' stores do not reach.
                 one = place + other * (BLOCK_M * BLOCK_N)
                 total += tl.load(one, mask=kept, other=0.0, cache_modifier=".cg")
             _add(
-                total, bias, stream, gain, out, scaled, squares + tile * rows, row, output, rows, outputs, SHRINK
-            )  # fmt: skip
+                total, bias, before, factor, out, scaled, squares + tile * rows, row, inside, at, rows, SHRINK
+            )
 
 
 @triton.jit
 def _add(
-    acc, bias, stream, gain, out, scaled, squares, row, output, rows, outputs, SHRINK: tl.constexpr
+    acc, bias, before, factor, out, scaled, squares, row, inside, at, rows, SHRINK: tl.constexpr
 ):  # fmt: skip
     """Finish a tile: bias and stream, rounded where separate operations would round, and the norm's beginning."""
-    inside = output < outputs
     if bias is not None:
-        acc += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[None, :]
+        acc += bias.to(tl.float32)[None, :]
     live = (row < rows)[:, None] & inside[None, :]
-    at = row[:, None] * outputs + output[None, :]
     dtype = out.dtype.element_ty
-    before = tl.load(stream + at, mask=live, other=0.0).to(tl.float32)
-    new = (acc.to(dtype).to(tl.float32) + before).to(dtype)
+    new = (acc.to(dtype).to(tl.float32) + before.to(tl.float32)).to(dtype)
     tl.store(out + at, new, mask=live)
     wide = new.to(tl.float32)
-    factor = tl.load(gain + output, mask=inside, other=0.0).to(tl.float32) * SHRINK
+    factor = factor.to(tl.float32) * SHRINK
     tl.store(scaled + at, (wide * factor[None, :]).to(dtype), mask=live)
     tl.store(squares + row, tl.sum(tl.where(inside[None, :], wide * wide, 0.0), 1), mask=row < rows)

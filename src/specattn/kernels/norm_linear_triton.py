@@ -95,6 +95,8 @@ def norm_linear_kernel(
         pair, member = pair_and_member(LINES, DESCRIBED)
         line = tile * BLOCK_N + pair + member * outputs
         inside = tile * BLOCK_N + pair < outputs
+    if bias is not None:
+        bias = tl.load(bias + line, mask=inside, other=0.0)
     if EARLY:
         wait_for_launch_before()
     if squares is not None:
@@ -113,7 +115,7 @@ def norm_linear_kernel(
     if squares is not None:
         acc *= root(square, channels, eps, SHRINK)[:, None]
     if bias is not None:
-        acc += tl.load(bias + line, mask=inside, other=0.0).to(tl.float32)[None, :]
+        acc += bias.to(tl.float32)[None, :]
     dtype = out.dtype.element_ty
     if GATED:
         gate, value = split_pairs(acc.to(dtype).to(tl.float32), DESCRIBED)

@@ -98,8 +98,12 @@ def norm_rope_linear_kernel(
     first = tl.program_id(0) * PAIRS % HALF
     pair, half = pair_and_member(BLOCK_N, DESCRIBED)
     line = head * (2 * HALF) + first + pair + half * HALF
+    if bias is not None:
+        bias = tl.load(bias + line)
     if EARLY:
         wait_for_launch_before()
+    position = tl.load(positions + token, mask=known, other=0)
+    row = tl.load(rows + token, mask=known, other=0).to(tl.int64)
     if squares is not None:
         square = load_squares(squares, token, tokens, parts, SQUARES)
     if DESCRIBED:
@@ -116,18 +120,17 @@ def norm_rope_linear_kernel(
     if squares is not None:
         acc *= root(square, channels, eps, SHRINK)[:, None]
     if bias is not None:
-        acc += tl.load(bias + line).to(tl.float32)[None, :]
+        acc += bias.to(tl.float32)[None, :]
     dtype: tl.constexpr = query.dtype.element_ty
     # Rounded where separate operations would round.
     x_half, y_half = split_pairs(acc.to(dtype), DESCRIBED)
     channel = (first + tl.arange(0, PAIRS))[None, :]
     live = known[:, None]
     if head < QUERY_HEADS + KV_HEADS:
-        place = tl.load(positions + token, mask=known, other=0)[:, None] * (2 * HALF) + channel
+        place = position[:, None] * (2 * HALF) + channel
         x_half, y_half = rotated(
             x_half.to(tl.float32), y_half.to(tl.float32), cosine, sine, place, live, HALF, dtype
         )
-    row = tl.load(rows + token, mask=known, other=0).to(tl.int64)
     if head < QUERY_HEADS:
         out = query + ((token.to(tl.int64) * QUERY_HEADS + head) * (2 * HALF))[:, None] + channel
     elif head < QUERY_HEADS + KV_HEADS:

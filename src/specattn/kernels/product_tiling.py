@@ -29,7 +29,8 @@ class ProductTiling:
         depth: channels that are fetched at once.
         warps, stages: of a program: its width, and how many fetches are under way.
         parts: programs that share the channels of the same outputs.
-        early: start while the launch before it still runs (compute capability 9.0).
+        early: start while the launch before it still runs (compute capability 9.0). That one must write no bias or
+            gain: these are not waited for.
         described: tiles are fetched by Hopper's tensor memory accelerator, of lines of a multiple of 16 bytes.
     """
 
