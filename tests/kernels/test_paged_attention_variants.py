@@ -16,14 +16,14 @@ pytestmark = pytest.mark.skipif(
 
 # In a process of its own: here the kernels may be those of the interpreter.
 COMPILE = """
-import json, sys
+import json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specattn.kernels.paged_attention_variants import attention_variants
+from specattn.kernels.paged_attention_variants import attention_variants, early_variants
 
 arch, shared = int(sys.argv[1]), int(sys.argv[2])
-for variant in attention_variants(shared):
+for variant in attention_variants(shared) if shared else early_variants():
     attributes = {(list(variant.signature).index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(variant.kernel, variant.signature, constexprs=variant.constants, attrs=attributes)
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
@@ -35,6 +35,7 @@ for variant in attention_variants(shared):
         "shared": compiled.metadata.shared,
         "wide_copies": ptx.count("cp.async.cg.shared.global"),
         "tiles_ahead": ptx.count("cp.async.commit_group"),
+        "order": re.findall(r"griddepcontrol.wait|ld.global|prefetch.global|cp.async.cg|mma.sync", ptx),
     }))
 """
 
@@ -46,10 +47,8 @@ def programs(variant):
     return 2 if variant["warps"] == 4 and variant["constants"]["BLOCK_N"] < 128 else 1
 
 
-@pytest.mark.parametrize("arch,kilobytes", [(80, 164), (90, 228)])
-def test_defaults_fit_and_fetch_ahead(arch, kilobytes):
+def compiled(arch, shared):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    shared = kilobytes * 1024
     run = subprocess.run(
         [sys.executable, "-c", COMPILE, str(arch), str(shared)],
         env=environment,
@@ -57,9 +56,35 @@ def test_defaults_fit_and_fetch_ahead(arch, kilobytes):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    found = [json.loads(line) for line in run.stdout.splitlines()]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("arch,kilobytes", [(80, 164), (90, 228)])
+def test_defaults_fit_and_fetch_ahead(arch, kilobytes):
+    shared = kilobytes * 1024
+    found = compiled(arch, shared)
     assert len(found) == 8
     for variant in found:
         assert programs(variant) * (variant["shared"] + 1024) <= shared, variant
         # Keys and values of at least two tiles before the loop and of one in it, 16 bytes a thread at a time.
         assert variant["tiles_ahead"] >= 6 and variant["wide_copies"] >= 12, variant
+
+
+def test_early_launches_wait_before_they_read_what_the_one_before_writes():
+    found = compiled(90, 0)
+    assert {variant["constants"]["SETTLED"] for variant in found} == {False, True}
+    for variant in found:
+        order = variant["order"]
+        assert order.count("griddepcontrol.wait") == 1 and variant["tiles_ahead"] >= 6
+        before, after = (
+            order[: order.index("griddepcontrol.wait")],
+            order[order.index("griddepcontrol.wait") + 1 :],
+        )
+        if not variant["constants"]["SETTLED"]:
+            assert not before, variant
+            continue
+        # The stretch, seven numbers, then slot, count, positions and places; of lists their tokens as well.
+        assert set(before) == {"ld.global", "prefetch.global"} and before.count("ld.global") >= 11, variant
+        assert before[-1] == "prefetch.global" and "prefetch.global" not in after, variant
+        # The query comes first, then keys and values of both tiles before anything is multiplied.
+        assert after[0] == "ld.global" and after[: after.index("mma.sync")].count("cp.async.cg") >= 4, variant

@@ -48,20 +48,23 @@ def test_each_entry_is_read_once_and_no_stretch_is_longer_than_needed(batch, kv_
     cut = space.listed
     assert plan.stretches.shape[:2] == (3, cut.programs)
     for layer in range(3):
-        rows_of = [row[:5] for row in plan.of_layer(layer).stretches.tolist() if row[0] >= 0]
+        rows_of = [row[:7] for row in plan.of_layer(layer).stretches.tolist() if row[0] >= 0]
         idle = plan.of_layer(layer).stretches[len(rows_of) :, 0]
         assert (idle == -1).all()
-        tiles = tiles_of(counts[:, layer].cpu()).flatten().repeat_interleave(cut.blocks)
+        entries = counts[:, layer].cpu().flatten().repeat_interleave(cut.blocks)
+        tiles = tiles_of(entries)
         longest = least_stretch(tiles, cut.programs)
         place = 0
-        for unit, needed in enumerate(tiles.tolist()):
+        for unit, (count, needed) in enumerate(zip(entries.tolist(), tiles.tolist(), strict=True)):
             parts = -(-needed // longest)
+            request, head = divmod(unit // cut.blocks, kv_heads)
             own = rows_of[place : place + parts]
             assert [row[0] for row in own] == [unit] * parts
-            assert all(row[3:] == [place, parts] for row in own)
-            assert own[0][1] == 0 and own[-1][2] == needed * TOKENS
+            assert all(row[3:] == [place, parts, request, head] for row in own)
+            assert own[0][1] == 0 and own[-1][2] == count
             assert all(one[2] == other[1] for one, other in pairwise(own))
-            assert all(0 < row[2] - row[1] <= longest * TOKENS for row in own)
+            assert all(row[1] % TOKENS == 0 and row[2] - row[1] <= longest * TOKENS for row in own)
+            assert all(row[1] < row[2] for row in own) or own == [[unit, 0, 0, place, 1, request, head]]
             place += parts
         assert place == len(rows_of) <= cut.programs
 

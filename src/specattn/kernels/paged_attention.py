@@ -23,6 +23,9 @@ from specattn.kernels.schedule import Schedule, schedule
 from specattn.kernels.tiling import Partition, Workspace
 from specattn.selection.base import Selection
 
+FETCHED = 2
+"""Tiles of keys and values that a program asks for ahead: those that are on their way when its loop begins."""
+
 
 def sparse_paged_attention(
     query: Tensor,
@@ -191,6 +194,8 @@ def _attend(
             dtype=query.dtype,
             device=query.device,
         )
+    # Otherwise the launch before is one of these.
+    settled = settled and plan is not None and positions.is_contiguous() and starts_early(query.device)
     if plan is None:
         plan = schedule(lists.counts[:, None], workspace, listed=lists.indices is not None).of_layer(0)
     _check_cut(plan.cut, batch, rows, query_heads, kv_heads, head_dim)
@@ -254,6 +259,7 @@ def _launch(
         *pool.keys.stride()[:2],
         pool.block_table.stride(0),
         *lists.strides(),
+        lists.capacity,
         GROUP=group,
         BLOCKS=cut.blocks,
         PAGE=pool.page_size,
@@ -264,6 +270,7 @@ def _launch(
         PARTS=cut.parts_at_once,
         EARLY=early,
         SETTLED=settled,
+        FETCHED=FETCHED if settled else 0,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
         **({"launch_pdl": True} if early else {}),

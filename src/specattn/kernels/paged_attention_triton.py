@@ -7,7 +7,8 @@ unit, which :mod:`specattn.kernels.schedule` chose. A unit that is one stretch i
 program leaves a partial result, normalised, with the logarithm of its sum, and the last of them to arrive combines all.
 
 Lists are short, so that a program has a few tiles and waiting for memory is most of its time. So as little as possible
-depends on what has been loaded before.
+depends on what has been loaded before, and what says which tokens are read is loaded, if it may be, while the launch
+before this one ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from specattn.kernels.early_launch_triton import let_next_start, wait_for_launch_before
+from specattn.kernels.early_launch_triton import fetch, let_next_start, wait_for_launch_before
 from specattn.kernels.schedule_triton import FIELDS
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -31,6 +32,7 @@ VARYING = [
     "list_head",
     "weight_batch",
     "weight_head",
+    "capacity",
 ]
 
 
@@ -66,6 +68,7 @@ def attention_kernel(
     list_head,
     weight_batch,
     weight_head,
+    capacity,
     GROUP: tl.constexpr,
     BLOCKS: tl.constexpr,
     PAGE: tl.constexpr,
@@ -76,6 +79,7 @@ def attention_kernel(
     PARTS: tl.constexpr,
     EARLY: tl.constexpr,
     SETTLED: tl.constexpr,  # only queries and these rows' keys and values are of the launch before
+    FETCHED: tl.constexpr,  # of how many tiles, 2 at most, keys and values are asked for before it has ended
 ):
     if EARLY and not SETTLED:
         wait_for_launch_before()
@@ -83,15 +87,16 @@ def attention_kernel(
     stretch = stretches + program * FIELDS
     unit = tl.load(stretch)
     start = tl.load(stretch + 1)
-    stop = tl.load(stretch + 2)
+    end = tl.load(stretch + 2)
     first = tl.load(stretch + 3)
     parts = tl.load(stretch + 4)
+    batch = tl.load(stretch + 5)
+    head = tl.load(stretch + 6)
+    # Without a wait: the next launch begins behind that of the other programs.
     if unit < 0:
         return
-    batch = unit // BLOCKS // kv_heads
-    head = unit // BLOCKS % kv_heads
-    count = tl.load(counts + batch * count_batch + head * count_head)
     slot = tl.load(slots + batch)
+    count = tl.load(counts + batch * count_batch + head * count_head)
 
     dims = tl.arange(0, BLOCK_D)
     m = unit % BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -99,18 +104,33 @@ def attention_kernel(
     query_heads = head * GROUP + m % GROUP
     live = m < rows * GROUP
     mask = live[:, None] & (dims < HEAD_DIM)[None, :]
+    at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
+    asked = query + at[:, None] + dims[None, :]
+    if not SETTLED:
+        q = tl.load(asked, mask=mask, other=0.0)
     last_seen = tl.load(positions + batch * rows + row, mask=live, other=-1).to(tl.int32)
+
+    keys += head * pool_head
+    values += head * pool_head
     pages = block_table + slot * table_slot
     list_at = batch.to(tl.int64) * list_batch + head * list_head
-    stop = tl.minimum(stop, count)
-    lanes = tl.arange(0, BLOCK_N)
-    token = _tokens(indices, list_at, start + lanes, stop)
-    following = _tokens(indices, list_at, start + BLOCK_N + lanes, stop)
+    entry = start + tl.arange(0, BLOCK_N)
+    # Where keys lie depends on their page, and the page on the token. Loads of the same iteration would wait for each
+    # other, and Triton would make pipeline stages of them at the keys' expense, so they come from iterations before.
+    # Tokens do not wait for a count, either: lists may be shorter than when they were scheduled, but not their room.
+    end = tl.minimum(end, capacity)
+    stop = tl.minimum(end, count)
+    token = tl.where(entry < stop, _tokens(indices, list_at, entry, end), 0)
+    following = tl.where(entry + BLOCK_N < stop, _tokens(indices, list_at, entry + BLOCK_N, end), 0)
     place = _place(pages, token, PAGE)
-    if EARLY and SETTLED:
+    if SETTLED:
+        if FETCHED > 0:
+            _fetch(keys, values, place, entry < stop, pool_row, HEAD_DIM, BLOCK_D)
+        if FETCHED > 1:
+            next_place = _place(pages, following, PAGE)
+            _fetch(keys, values, next_place, entry + BLOCK_N < stop, pool_row, HEAD_DIM, BLOCK_D)
         wait_for_launch_before()
-    at = batch.to(tl.int64) * query_batch + row * query_row + query_heads * query_head
-    q = tl.load(query + at[:, None] + dims[None, :], mask=mask, other=0.0)
+        q = tl.load(asked, mask=mask, other=0.0)
 
     part, lse = _attend(
         q,
@@ -118,8 +138,8 @@ def attention_kernel(
         token,
         following,
         place,
-        keys + head * pool_head,
-        values + head * pool_head,
+        keys,
+        values,
         pages,
         indices,
         list_at,
@@ -156,9 +176,9 @@ def _attend(
     q,  # [BLOCK_M, BLOCK_D]
     last_seen,  # [BLOCK_M]: the last position that a row sees
     token,  # [BLOCK_N]: of the first tile
-    following,  # of the second
-    place,  # the first tile's rows of the pool
-    keys,
+    following,  # [BLOCK_N]: of the second
+    place,  # [BLOCK_N]: rows of the pool, of the first
+    keys,  # of one head
     values,
     pages,
     indices,
@@ -184,8 +204,6 @@ def _attend(
     high = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    # Where keys lie depends on their page, and the page on the token. Loads of the same iteration would wait for each
-    # other, and Triton would make pipeline stages of them at the keys' expense, so they come from iterations before.
     for offset in range(start, stop, BLOCK_N):
         entry = offset + lanes
         valid = entry < stop
@@ -221,6 +239,20 @@ def _tokens(indices, list_at, entry, stop):
 def _place(pages, token, PAGE: tl.constexpr):
     """Rows of the pool."""
     return tl.load(pages + token // PAGE) * PAGE + token % PAGE
+
+
+@triton.jit
+def _fetch(keys, values, place, valid, pool_row, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Have a tile's keys and values brought into L2, line by line.
+
+    Those that the launch before is writing, too: this asks for no value.
+    """
+    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth
+    first = tl.arange(0, (BLOCK_D + LINE - 1) // LINE) * LINE
+    at = place.to(tl.int64)[:, None] * pool_row + first[None, :]
+    live = valid[:, None] & (first < HEAD_DIM)[None, :]
+    fetch(keys + at, live)
+    fetch(values + at, live)
 
 
 @triton.jit

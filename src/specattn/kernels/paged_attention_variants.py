@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
+from specattn.kernels.paged_attention import FETCHED
 from specattn.kernels.paged_attention_triton import attention_kernel
 from specattn.kernels.schedule_triton import schedule_kernel
 from specattn.kernels.tiling import Partition, default_tiling, list_tiling
@@ -40,8 +41,7 @@ ALL_TOKENS = ("lse_out", "log_weights", "indices")
 def variants() -> Iterator[Variant]:
     """Attention as an H100 gets it, and what shares it among programs."""
     yield from attention_variants()
-    for absent in ((), ALL_TOKENS[1:2], ALL_TOKENS):
-        yield from (early(variant) for variant in _sized(128, 32, H100_SHARED, "bf16", absent, stack=32))
+    yield from early_variants()
     signature = dict.fromkeys(schedule_kernel.arg_names, "i32") | dict.fromkeys(
         ("counts", "stretches"), "*i32"
     )
@@ -65,9 +65,21 @@ def attention_variants(shared: int = H100_SHARED, dtype: str = "bf16") -> Iterat
     yield from _sized(80, 128, shared, dtype, stack=256)
 
 
-def early(variant: Variant) -> Variant:
-    """``variant`` as a GPU takes it whose launches can start early, in a decoder's layers."""
-    return variant._replace(constants={**variant.constants, "EARLY": True, "SETTLED": True}, least=90)
+def early_variants() -> Iterator[Variant]:
+    """The kernel as a GPU takes it whose launches can start early, in a decoder's layers and elsewhere."""
+    for absent in ((), ALL_TOKENS[1:2], ALL_TOKENS):
+        for variant in _sized(128, 32, H100_SHARED, "bf16", absent, stack=32):
+            yield early(variant)
+            yield early(variant, settled=True)
+    for sizes in ((64, 16), (128, 32)):
+        for variant in _sized(*sizes, H100_SHARED, "bf16", ALL_TOKENS[1:2], units=32, stack=32):
+            yield early(variant, settled=True)
+
+
+def early(variant: Variant, settled: bool = False) -> Variant:
+    """``variant`` as a GPU takes it whose launches can start early; ``settled`` in a decoder's layers."""
+    changed = {"EARLY": True, "SETTLED": settled, "FETCHED": FETCHED if settled else 0}
+    return variant._replace(constants={**variant.constants, **changed}, least=90)
 
 
 def _sized(
@@ -89,6 +101,7 @@ def _sized(
         "PARTS": Partition(tiling, 1, 1, 1, block_m, block_d).parts_at_once,
         "EARLY": False,
         "SETTLED": False,
+        "FETCHED": 0,
     }
     constants = sizes | at_once | {"BLOCKS": 1, "PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)

@@ -26,7 +26,7 @@ class Schedule:
         cut: the launches that it is for.
         stretches: int32 ``[..., programs, FIELDS]``: for each program its unit, -1 if it has none; the entries of the
             unit's list from which and to which it reads; the first program with a part of that unit, and how many
-            have one.
+            have one; the unit's request and KV head.
     """
 
     cut: Partition

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 FIELDS = tl.constexpr(8)
-"""Numbers of a stretch: unit, start, stop, first program, parts. Eight fill a sector of memory."""
+"""Numbers of a stretch: unit, start, stop, first program, parts, request, KV head. Eight fill a sector of memory."""
 
 VARYING = ["units", "blocks", "kv_heads", "programs", "count_batch", "count_layer", "count_head"]
 
@@ -29,11 +29,8 @@ def schedule_kernel(
     """Grid: layers."""
     layer = tl.program_id(0)
     unit = tl.arange(0, UNITS)
-    at = (
-        unit // blocks // kv_heads * count_batch
-        + layer * count_layer
-        + unit // blocks % kv_heads * count_head
-    )
+    request, head = unit // blocks // kv_heads, unit // blocks % kv_heads
+    at = request * count_batch + layer * count_layer + head * count_head
     count = tl.load(counts + at, mask=unit < units, other=0)
     # An empty list has a tile too: somebody must write its zeros.
     tiles = tl.where(unit < units, tl.maximum(tl.cdiv(count, BLOCK_N), 1), 0)
@@ -57,8 +54,10 @@ def schedule_kernel(
         of = tl.maximum(parts, 1)
         tl.store(to, unit, mask=here)
         tl.store(to + 1, tiles * part // of * BLOCK_N, mask=here)
-        tl.store(to + 2, tiles * (part + 1) // of * BLOCK_N, mask=here)
+        tl.store(to + 2, tl.minimum(tiles * (part + 1) // of * BLOCK_N, count), mask=here)
         tl.store(to + 3, first, mask=here)
         tl.store(to + 4, parts, mask=here)
+        tl.store(to + 5, request, mask=here)
+        tl.store(to + 6, head, mask=here)
     for base in range(tl.sum(parts), programs, UNITS):
         tl.store(stretches + (base + unit) * FIELDS, -1, mask=base + unit < programs)
