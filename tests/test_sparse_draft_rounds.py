@@ -10,6 +10,8 @@ from tiny import tiny_mapping
 
 from specattn.engine import Engine
 from specattn.errors import UsageError
+from specattn.fast.sparse_draft import SparseDraftSteps
+from specattn.kernels.echoes import echoes_reference
 from specattn.kernels.quantised_keys import encode
 from specattn.request import Request
 from specattn.sampling import SamplingParams
@@ -168,3 +170,37 @@ def test_nothing_is_read_before_it_is_written(poisoned_memory):
         serve(pair, requests, f"specattn:p=0.6:draft_p={p}", fast=True, max_batch=3) for p in (1, 0.9999999)
     )
     assert [result.tokens for result in sparse] == [result.tokens for result in dense]
+
+
+@pytest.mark.parametrize("every_row", [False, True])
+def test_the_drafts_lists_hold_what_stood_behind_earlier_occurrences(monkeypatch, every_row):
+    """Of the pending token, a token a step, in every list; without ``echo`` some of them are missing."""
+    found: dict[str, list[bool]] = {}
+    whole = SparseDraftSteps.begin
+
+    def watched(self, slots, lengths, echoes=None):
+        whole(self, slots, lengths, echoes)
+        text = engine.speculator.target.cache.text
+        for slot, length in zip(slots.tolist(), lengths.tolist(), strict=True):
+            if length < len(LONG):  # padding
+                continue
+            text[slot, length] = engine._pipeline.rounds.speculator._shared.requests.table[slot, 3]
+            behind = echoes_reference(text, slots.new_tensor([slot]), slots.new_tensor([length]), 1, 2)[0]
+            wanted = {at + step for at in behind[behind >= 0].tolist() for step in range(self.rows)}
+            for indices, count in zip(self._lists.indices[0], self._lists.counts[0].tolist(), strict=True):
+                found[method].append(wanted <= set(indices[:count].tolist()))
+
+    monkeypatch.setattr(SparseDraftSteps, "begin", watched)
+    pair = make("qwen2", layers=4)
+    text = LONG[:40] * 4
+    for echo in (0, 2):
+        method = f"specattn:p=0.6:draft_p=0.05:echo={echo}:every_row={str(every_row).lower()}"
+        found[method] = []
+        with Engine(
+            pair, method=method, mapping=tiny_mapping(pair), fast=True, gamma=2, max_tokens=400
+        ) as engine:
+            engine.submit(Request(text, 30, SamplingParams(), ignore_eos=True))
+            list(engine.stream())
+    without, with_echoes = found.values()
+    assert all(with_echoes) and len(with_echoes) > 8
+    assert not all(without), "nothing is missing without echoes: the test shows nothing"

@@ -272,9 +272,7 @@ class Steady:
 
     def list(self) -> None:
         """A sparse draft's lists; its last steps are forgotten."""
-        assert self.round.drafting is not None
-        inputs = self.inputs()
-        self.round.drafting.begin(inputs.slots, inputs.lengths)
+        self.round.begin_draft(self.inputs())
 
     def select(self) -> object:
         """Mixture and nucleus, of the scores that the draft's last steps left behind."""

@@ -77,7 +77,7 @@ class DraftSteps(Step):
             device=device,
         )
 
-    def begin(self, slots: Tensor, lengths: Tensor) -> None:
+    def begin(self, slots: Tensor, lengths: Tensor, echoes: Tensor | None = None) -> None:
         """Nothing: a dense draft has no lists."""
 
     def finish(self, slots: Tensor, lengths: Tensor) -> None:

@@ -16,6 +16,7 @@ from specattn.fast.model import FastModel, steps
 from specattn.fast.requests import Requests, RoundInputs
 from specattn.fast.selector import Scores, Selector
 from specattn.fast.sparse_draft import DraftMemory, SparseDraftSteps
+from specattn.kernels.echoes import following
 from specattn.mapping.artifact import Mapping
 from specattn.plan import draft_steps
 from specattn.sampling import SamplingState, Stream, sample, warp
@@ -117,12 +118,17 @@ class FastRound:
             draws.uniform(Stream.NEXT, 0),
         )
 
+    def begin_draft(self, inputs: RoundInputs) -> None:
+        """What comes before the draft's first step: a sparse draft's lists."""
+        if self.drafting is not None:
+            self.drafting.begin(inputs.slots, inputs.lengths, self._draft_echoes(inputs))
+
     def propose(self, inputs: RoundInputs) -> Proposal | None:
         """The draft's tokens, if there are to be any; its scores are left behind for the selection."""
         if self.drafting is None:
             return None
         fed, starts = inputs.recent, inputs.lengths - 1
-        self.drafting.begin(inputs.slots, inputs.lengths)
+        self.begin_draft(inputs)
         tokens, probabilities = [], []
         # A round without proposals still feeds the draft, so that its cache keeps up.
         for row in range(max(self.gamma, 1)):
@@ -135,6 +141,19 @@ class FastRound:
             self.drafting.read(fed, inputs.slots, starts, self.gamma)
         self.drafting.finish(inputs.slots, inputs.lengths)
         return Proposal(torch.cat(tokens, 1), torch.cat(probabilities, 1)) if self.gamma else None
+
+    def _draft_echoes(self, inputs: RoundInputs) -> Tensor | None:
+        """Where a draft with lists of its own may have to look that copies: a dense one sees it anyway.
+
+        As many tokens behind each earlier occurrence of the pending token as there are steps, which will most likely be
+        fed these.
+        """
+        if self.method.echo == 0 or self.method.draft_p == 1:
+            return None
+        cache, slots, lengths = self.target.runner.cache, inputs.slots, inputs.lengths
+        cache.note(slots, lengths[:, None], inputs.recent[:, 1:])
+        found = self.operations.echoes(cache.text, slots, lengths, 1, self.method.echo)
+        return following(found, self.draft_rows)
 
     def _choose(
         self, inputs: RoundInputs, logits: Tensor, stream: Stream, draw: int

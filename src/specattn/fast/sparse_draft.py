@@ -156,8 +156,8 @@ class SparseDraftSteps(Step):
         self._lse = torch.zeros(steps, device=device)
         self._first_lse = torch.zeros(*steps[1:3], 2, steps[3], device=device)
 
-    def begin(self, slots: Tensor, lengths: Tensor) -> None:
-        """Make the lists of a round of requests with ``lengths`` tokens in the target's cache."""
+    def begin(self, slots: Tensor, lengths: Tensor, echoes: Tensor | None = None) -> None:
+        """Make the lists of a round of requests with ``lengths`` tokens in the target's cache, ``echoes`` in them."""
         self._attended = []
         self.operations.nucleus_lists(
             self.memory.scores,
@@ -168,6 +168,7 @@ class SparseDraftSteps(Step):
             recent=newest(self.rows, self._turns.count),
             out=self._lists,
             entries=slots,
+            also=echoes,
             fill=False,
         )
         # For the lists of the last step: those of the others are shorter.

@@ -202,6 +202,9 @@ class Method(Member):
     draft_p = 1.0
     """Share of its own attention that the draft reads in its steps. No option, but of methods that say so."""
 
+    echo = 0
+    """How many occurrences of a token that was fed are followed. No option, but of methods that say so."""
+
     dense_layers: int = 2
 
     def __post_init__(self) -> None:

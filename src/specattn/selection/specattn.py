@@ -48,7 +48,7 @@ class SpecAttn(Method):
         every_row: the draft takes one more step, so that the last row of the round has a prediction too. Without it the
             others speak for it.
         echo: for each row of the round, so many tokens behind earlier occurrences of what it is fed are read as well,
-            see :mod:`specattn.kernels.echoes`.
+            see :mod:`specattn.kernels.echoes`. A draft with lists of its own reads what follows the pending token.
         sink, window: first and most recent tokens that are always read; their mass counts towards ``p``.
         dense_below: contexts of fewer tokens, the round's own included, are read whole.
         granularity: ``token``, or ``page``: every page that holds a selected token.
