@@ -301,6 +301,7 @@ def echoes() -> Iterator[Command]:
     yield Command("fast_fidelity_copied_echo", (*short, "--context", "2560", "--copied", "512", "2048"))
     settings = ("p=0.9", "p=0.9:draft_p=0.8:echo=4", "p=0.9:draft_p=0.95", "p=0.9:draft_p=0.8")
     settings += ("p=0.95:draft_p=0.8:echo=4", "p=0.85:draft_p=0.8:echo=4", "p=0.9:echo=4")
+    settings += ("p=0.85:draft_p=0.9:echo=4", "p=0.825:draft_p=0.8:echo=4", "p=0.9:draft_p=0.9:echo=4")
     long = (*named, "--methods", ",".join(f"{few}:{setting}" for setting in settings))
     long = (*long, "--context", "31744", "--rounds", "24", "--skip", "3")
     yield Command("fast_fidelity_32768", long)
