@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from tiny import tiny_pair
+from tiny import tiny_mapping, tiny_pair
 
 import specattn
 from specattn.cli.app import app
@@ -151,6 +152,22 @@ def test_commands_parse(page: str, words: list[str]) -> None:
         command = command.commands[rest.pop(0)]
     context = command.make_context(command.name, rest)
     assert context.command is command
+
+
+def test_commands_take_as_much_of_the_example_text_as_fits() -> None:
+    """The whole book is more than the built-in pair reads."""
+    of_it = [words for _, words in COMMANDS if "examples/carnacki.txt" in words and "--prompt-file" in words]
+    assert of_it and all("--prompt-tokens" in words for words in of_it)
+
+
+def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    pair = tiny_pair("qwen2", layers=2, max_positions=14_000)
+    monkeypatch.setattr(specattn, "load_pair", {"qwen2.5-coder": pair}.__getitem__)
+    monkeypatch.setattr(specattn, "generate", partial(specattn.generate, mapping=tiny_mapping(pair)))
+    (example,) = blocks("README.md", "python")
+    exec(compile(example, "README.md", "exec", dont_inherit=True), {})
+    assert re.search(r"^read \d+% of the KV cache$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_make_targets_exist() -> None:

@@ -50,7 +50,7 @@ class Request:
         if len(self.prompt) >= context_limit:
             raise UsageError(
                 f"the prompt has {len(self.prompt):,} tokens and the models' context ends at {context_limit:,}; "
-                "shorten the prompt or use a pair with a longer context"
+                "shorten the prompt (--prompt-tokens) or use a pair with a longer context"
             )
 
 
