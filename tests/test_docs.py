@@ -160,7 +160,9 @@ def test_commands_take_as_much_of_the_example_text_as_fits() -> None:
     assert of_it and all("--prompt-tokens" in words for words in of_it)
 
 
-def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_example_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
     pair = tiny_pair("qwen2", layers=2, max_positions=14_000)
     monkeypatch.setattr(specattn, "load_pair", {"qwen2.5-coder": pair}.__getitem__)
