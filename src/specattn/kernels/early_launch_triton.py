@@ -12,7 +12,6 @@ contiguous tensor or a count that is worked out last would be that.
 from __future__ import annotations
 
 import triton
-import triton.language as tl
 from triton.language.extra import cuda
 
 
@@ -26,19 +25,3 @@ def wait_for_launch_before():
 def let_next_start():
     """If that is an early launch. What this one still writes is there when the next one has waited."""
     cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def fetch(pointers, mask):
-    """Bring the lines of memory that are pointed to into L2: nothing is waited for, and no value read.
-
-    The interpreter cannot do that.
-    """
-    tl.inline_asm_elementwise(
-        "{ .reg .pred %p; setp.ne.b32 %p, $2, 0; @%p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
-        "=r,l,r",
-        [pointers, mask.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )

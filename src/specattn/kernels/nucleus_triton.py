@@ -30,6 +30,7 @@ import math
 import triton
 import triton.language as tl
 
+from specattn.kernels.fetch_triton import fetch
 from specattn.kernels.listing_triton import marks, ones_from, write_marked
 from specattn.kernels.threshold_triton import (
     COUNT,
@@ -141,14 +142,7 @@ def row_offset(program, inner, batch_stride, row_stride, entries=None):
 def _fetch(scores, width, B: tl.constexpr):
     """Have the beginning of another row fetched into L2."""
     offset = tl.minimum(tl.arange(0, B.resident // LINE) * LINE, width - 1)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [scores + offset],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+    fetch(scores + offset)
 
 
 @triton.jit

@@ -23,9 +23,6 @@ from specattn.kernels.schedule import Schedule, schedule
 from specattn.kernels.tiling import Partition, Workspace
 from specattn.selection.base import Selection
 
-FETCHED = 1
-"""Tiles of keys and values that a program asks for ahead. On an H200 one is fastest, and two are worse than none."""
-
 
 def sparse_paged_attention(
     query: Tensor,
@@ -270,7 +267,6 @@ def _launch(
         PARTS=cut.parts_at_once,
         EARLY=early,
         SETTLED=settled,
-        FETCHED=FETCHED if settled else 0,
         num_warps=cut.tiling.warps,
         num_stages=cut.tiling.stages,
         **({"launch_pdl": True} if early else {}),

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from specattn.kernels.compilation import Variant
-from specattn.kernels.paged_attention import FETCHED
 from specattn.kernels.paged_attention_triton import attention_kernel
 from specattn.kernels.schedule_triton import schedule_kernel
 from specattn.kernels.tiling import Partition, default_tiling, list_tiling
@@ -78,8 +77,7 @@ def early_variants() -> Iterator[Variant]:
 
 def early(variant: Variant, settled: bool = False) -> Variant:
     """``variant`` as a GPU takes it whose launches can start early; ``settled`` in a decoder's layers."""
-    changed = {"EARLY": True, "SETTLED": settled, "FETCHED": FETCHED if settled else 0}
-    return variant._replace(constants={**variant.constants, **changed}, least=90)
+    return variant._replace(constants={**variant.constants, "EARLY": True, "SETTLED": settled}, least=90)
 
 
 def _sized(
@@ -101,7 +99,6 @@ def _sized(
         "PARTS": Partition(tiling, 1, 1, 1, block_m, block_d).parts_at_once,
         "EARLY": False,
         "SETTLED": False,
-        "FETCHED": 0,
     }
     constants = sizes | at_once | {"BLOCKS": 1, "PAGE": 16, "BLOCK_N": tiling.tokens} | dict.fromkeys(absent)
     yield _variant(attention_kernel, dtype, constants, tiling.warps, tiling.stages, stack)
